@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint clean
+
+# One stamp per list of requirements: a changed list installs again, an unchanged one costs nothing.
+.venv/stamp: requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
+	touch $@
+
+setup: .venv/stamp
+
+# A teacher on the embedded digits, six methods at 5 and 10 images per class with 3 seeds, a table and a plot.
+demo: setup
+	$(BIN)/python launch/train_teacher.py --preset digits --workdir demo/teacher
+	$(BIN)/python launch/sweep.py --preset digits --teacher demo/teacher --n-per-class 5 10 --seeds 0 1 2 --workers 2 --workdir demo/runs --results demo/results
+	$(BIN)/python launch/report.py --results demo/results
+
+test: setup lint
+	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf demo .venv

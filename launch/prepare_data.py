@@ -1,0 +1,162 @@
+"""Downloads data sets and prepares them with TFDS, in the format that training reads without tensorflow."""
+
+import dataclasses
+import importlib.util
+import os
+import queue
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+import tyro
+
+from wdkd import command_line
+from wdkd.config import DataConfig
+from wdkd.data import (
+    check_features,
+    data_directory,
+    digits_directory,
+    find_prepared,
+    known_datasets,
+    load_dataset,
+    open_prepared,
+    unknown_dataset,
+)
+from wdkd.errors import UsageError
+
+CONNECT_SECONDS = 5.0
+"""How long a download host may take to answer; TFDS itself would try for minutes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to prepare, and where."""
+
+    name: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """TFDS name of a set, as cifar10 or emnist/balanced; repeat the option for more. digits needs no download."""
+    data_dir: str | None = None
+    """Where TFDS keeps prepared sets; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Digits go to $WDKD_CACHE_DIR."""
+    archive: Path | None = None
+    """A file downloaded by hand, under its original name, with the set's other files beside it; for one set at a time."""
+
+
+def main(args: Arguments) -> None:
+    """Prepares every set named. Raises UsageError on the first that cannot be."""
+    if not args.name:
+        raise UsageError("no data set named; give --name NAME")
+    if args.archive is not None and len(args.name) > 1:
+        raise UsageError(f"--archive is for one data set, and --name names {len(args.name)}; prepare them one by one")
+    for name in args.name:
+        prepare(name, data_directory(args.data_dir), args.archive)
+
+
+def prepare(name: str, data_dir: Path, archive: Path | None) -> None:
+    """Prepares one set below data_dir, unless it is there already, and says where it is. Raises UsageError."""
+    directory = digits_directory() if name == "digits" else find_prepared(name, data_dir)
+    if directory is not None:
+        open_prepared(name, directory)
+        print(f"{name} is prepared in {directory}")
+        return
+    if name.split("/")[0] not in known_datasets():
+        raise unknown_dataset(name, data_dir)
+    require_files(tfds.builder_cls(name.split("/")[0]), name, data_dir, archive)
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UsageError(f"preparing {name!r} needs tensorflow, which is not installed; run pip install -e '.[prepare]'")
+    download(name, data_dir, archive)
+    dataset = load_dataset(DataConfig(name=name, data_dir=str(data_dir)))
+    size = "x".join(map(str, dataset.image_shape))
+    counts = f"{len(dataset.train_labels)} training and {len(dataset.test_labels)} test images of {size}, {dataset.num_classes} classes"
+    print(f"{name} {dataset.version} is prepared in {find_prepared(name, data_dir)}: {counts}")
+
+
+def require_files(builder_cls: type[tfds.core.DatasetBuilder], name: str, data_dir: Path, archive: Path | None) -> None:
+    """Raises UsageError unless what the set is made from is at hand, or can be downloaded to a place that can be written."""
+    require_writable(data_dir)
+    if archive is not None and not archive.is_file():
+        raise UsageError(f"archive {archive} does not exist; give the file as it was downloaded")
+    instructions = builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if instructions:
+        if archive is None:
+            raise UsageError(
+                f"{name!r} must be downloaded by hand; then give --archive FILE. TFDS says: {' '.join(instructions.split()):.300}"
+            )
+        return
+    files = {url: info.filename for url, info in builder_cls.url_infos.items() if info.filename}
+    if archive is not None and archive.name not in files.values():
+        raise UsageError(
+            f"archive {archive.name!r} is not a file of {name!r}; its files are {_some(files.values())}: keep the original name"
+        )
+    missing = {url: file for url, file in files.items() if archive is None or not (archive.parent / file).is_file()}
+    hosts = {urllib.parse.urlsplit(url).netloc for url in missing}
+    if missing and not any_reachable(missing):
+        raise UsageError(
+            f"cannot reach {_some(hosts)} to download {name!r}; connect to the network, "
+            f"or put {_some(missing.values())} in one folder and give --archive FOLDER/{next(iter(missing.values()))}"
+        )
+
+
+def require_writable(data_dir: Path) -> None:
+    """Raises UsageError where the folder cannot be written to, or cannot be made."""
+    existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UsageError(f"cannot write to {existing}; choose another --data-dir")
+
+
+def any_reachable(urls: Iterable[str], seconds: float = CONNECT_SECONDS) -> bool:
+    """Whether the host of at least one URL, or the proxy it is reached through, accepts a connection within the time."""
+    addresses = {_address(url) for url in urls}
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    # Threads, because looking up a name has no timeout; daemons, so that a hanging one does not hold up the exit.
+    for address in addresses:
+        threading.Thread(target=lambda a=address: answers.put(_accepts(a, seconds)), daemon=True).start()
+    try:
+        return any(answers.get(timeout=seconds) for _ in addresses)
+    except queue.Empty:
+        return False
+
+
+def _accepts(address: tuple[str, int], seconds: float) -> bool:
+    try:
+        socket.create_connection(address, timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def _address(url: str) -> tuple[str, int]:
+    """(host, port) of the first machine on the way to a URL."""
+    parts = urllib.parse.urlsplit(url)
+    proxy = None if urllib.request.proxy_bypass(parts.hostname or "") else urllib.request.getproxies().get(parts.scheme)
+    if proxy:
+        parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    ports = {"https": 443, "ftp": 21}
+    return parts.hostname or "", parts.port or ports.get(parts.scheme, 80)
+
+
+def download(name: str, data_dir: Path, archive: Path | None) -> None:
+    """Has TFDS download and prepare a set, which needs tensorflow. Raises UsageError saying what went wrong."""
+    config = tfds.download.DownloadConfig(manual_dir=None if archive is None else archive.resolve().parent)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        check_features(name, builder.info)
+        builder.download_and_prepare(download_config=config, file_format="array_record")
+    except UsageError:
+        raise
+    except Exception as error:  # TFDS, requests, tensorflow and the set's own code each have their errors.
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"TFDS could not prepare {name!r} in {data_dir} ({text:.300}); check the network, the archive and the disk"
+        ) from error
+
+
+def _some(words: Iterable[str]) -> str:
+    words = sorted(words)
+    return ", ".join(words[:4]) + (f" and {len(words) - 4} more" if len(words) > 4 else "")
+
+
+if __name__ == "__main__":
+    command_line.main(Arguments, main, description=__doc__)

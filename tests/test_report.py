@@ -1,0 +1,366 @@
+"""report: made-up result files in, tables and plots out; the numbers are recomputed here and read back from the files."""
+
+import csv
+import dataclasses
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import rich.console
+import scipy.stats
+
+from wdkd import config, report
+from wdkd.errors import UsageError
+from wdkd.result import Evaluation, Result, read_json, results_path, write_json, write_result
+
+CLASSES = 10
+ROOT = Path(__file__).parents[1]
+
+
+def make_evaluation(accuracy, split="test", agreement=0.8, classes=CLASSES, count=10_000):
+    each = count // classes
+    right = round(accuracy * each)
+    confusion = [[right if i == j else (each - right) // (classes - 1) for j in range(classes)] for i in range(classes)]
+    names = [f"class {i}" for i in range(classes)]
+    return Evaluation(split, count, accuracy, 0.03 + accuracy / 50, agreement, [accuracy] * classes, confusion, names)
+
+
+def make_result(method="kd", n=50, seed=0, accuracy=0.8, epsilon=None, split="test", dataset="fashion_mnist", loss="kl", **changes):
+    epsilon = config.MethodConfig(name=method).radius if epsilon is None else epsilon
+    method_config = config.MethodConfig(name=method, epsilon=epsilon, loss=loss)
+    options = config.Config(data=config.DataConfig(name=dataset, n_per_class=n), method=method_config, seed=seed, teacher="runs/teacher")
+    fields = dict(config=options, evaluation=make_evaluation(accuracy, split, None if method == "ce" else accuracy - 0.05))
+    fields |= dict(dataset=dataset, track="plain", method=method, n_per_class=n, seed=seed, epsilon=epsilon)
+    fields |= dict(train_size=(n or 5500) * CLASSES, subset_hash=f"subset-{n}-{seed}", teacher_path="runs/teacher", teacher_hash="7e" * 8)
+    fields |= dict(teacher_accuracy=0.9312, through_teacher=True, model="cnn", parameters=73_210, forward_flops=2.5e6, parameter_hash="ab")
+    fields |= dict(
+        steps=500, examples_per_second=1e4, wall_seconds=9.0, device_kind="NVIDIA H100", device_count=1, versions={}, revision="abc"
+    )
+    return Result(**{**fields, **changes})
+
+
+def save(root, results):
+    for r in results:
+        write_result(results_path(root, r), r)
+    return results
+
+
+@pytest.fixture
+def varied(tmp_path):
+    """Four methods on three sizes with three seeds, one cell with one seed, holes; wdkd above kd at 50, below at full."""
+    rng = np.random.default_rng(0)
+    level = {"ce": (0.70, 0.85, 0.91), "kd": (0.80, 0.87, 0.920), "wdkd": (0.83, 0.871, 0.905), "zeta": (0.6, 0.7, 0.8)}
+    made = []
+    for method, accuracies in level.items():
+        for n, accuracy in zip((50, 200, None), accuracies, strict=True):
+            seeds = {("ce", None): [], ("zeta", 50): [4]}.get((method, n), [0, 1, 2])
+            made += [make_result(method, n, seed, accuracy + rng.normal() * 0.004) for seed in seeds]
+    return tmp_path, save(tmp_path, made)
+
+
+def accuracies(results, method, n):
+    return {r.seed: 100 * r.evaluation.accuracy for r in results if (r.method, r.n_per_class) == (method, n)}
+
+
+def section(text, heading):
+    """The rows of the first table below a heading that starts so, as lists of cells by row name."""
+    below = text.split(f"## {heading}")[1]
+    rows = [[c.strip() for c in line.strip("| ").split(" | ")] for line in re.search(r"(\|.*\n)+", below).group().splitlines()]
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows if row[0] != "---"}
+
+
+def test_means_and_deviations(varied):
+    root, results = varied
+    made = report.main_report(root)
+    assert made.warnings == []
+    assert [p.relative_to(root).as_posix() for p in made.paths] == [f"fashion_mnist/plain.{end}" for end in ("md", "csv", "png")]
+    table = section((root / "fashion_mnist/plain.md").read_text(), "Accuracy on the test images")
+    assert list(table)[1:] == ["ce", "kd", "fitnet", "ab", "wdkd", "sobolev", "zeta"]
+    assert list(table["kd"]) == ["50", "100", "200", "500", "1000", "full"]
+    for method in ("ce", "kd", "fitnet", "wdkd", "zeta"):
+        for n in (50, 100, 200, None):
+            values = np.array(list(accuracies(results, method, n).values()))
+            text = table[method]["full" if n is None else str(n)]
+            if len(values) > 1:
+                assert (
+                    text
+                    == f"{values.mean():.2f} ± {np.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1)):.2f} ({len(values)})"
+                )
+            else:
+                assert text == (f"{values[0]:.2f} (1)" if len(values) else "not run")
+
+
+def test_csv_has_full_precision_and_the_paired_interval(varied):
+    root, results = varied
+    report.main_report(root)
+    with open(root / "fashion_mnist/plain.csv", newline="") as file:
+        rows = {(r["method"], r["n_per_class"]): r for r in csv.DictReader(file)}
+    assert len(rows) == 11
+    for n, name in ((50, "50"), (200, "200"), (None, "full")):
+        kd, ours, row = accuracies(results, "kd", n), accuracies(results, "wdkd", n), rows["wdkd", name]
+        test = scipy.stats.ttest_rel(list(ours.values()), list(kd.values()))
+        low, high = test.confidence_interval(0.95)
+        got = [float(row[k]) for k in ("accuracy_mean", "accuracy_sd", "minus_kd", "minus_kd_low", "minus_kd_high")]
+        expected = [np.mean(list(ours.values())), np.std(list(ours.values()), ddof=1), np.mean([ours[s] - kd[s] for s in kd]), low, high]
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+        assert (row["seeds"], row["pairs"], row["epsilon"], row["split"]) == ("3", "3", "0.03", "test")
+    assert (rows["zeta", "50"]["accuracy_sd"], rows["zeta", "50"]["minus_kd"], rows["ce", "50"]["agreement_mean"]) == ("", "", "")
+
+
+def test_paired_table_uses_identical_subsets_only(tmp_path):
+    save(tmp_path, [make_result("kd", 50, s, a) for s, a in enumerate((0.80, 0.81, 0.79, 0.5))])
+    save(tmp_path, [make_result("wdkd", 50, s, a) for s, a in enumerate((0.81, 0.83, 0.80))])
+    save(tmp_path, [make_result("wdkd", 50, 3, 0.9, subset_hash="another")])
+    save(tmp_path, [make_result("ab", 50, 1, 0.80), make_result("fitnet", 50, 9, 0.7), make_result("ab", 100, 1, 0.80)])
+    report.main_report(tmp_path)
+    table = section((tmp_path / "fashion_mnist/plain.md").read_text(), "Paired difference from kd")
+    low, high = scipy.stats.t.interval(0.95, 2, loc=4 / 3, scale=scipy.stats.sem([1.0, 2.0, 1.0]))
+    assert table["wdkd"]["50"] == f"+1.33 [{low:+.2f}, {high:+.2f}] (3)"
+    assert table["ab"] == {"50": "-1.00 [n/a, 1 seed]", "100": "n/a, kd not run"}
+    assert table["fitnet"] == {"50": "n/a, no shared subset", "100": "not run"}
+
+
+def test_agreement_and_calibration(varied):
+    root, results = varied
+    report.main_report(root)
+    text = (root / "fashion_mnist/plain.md").read_text()
+    ece = [100 * r.evaluation.ece for r in results if (r.method, r.n_per_class) == ("kd", 50)]
+    assert section(text, "Expected calibration error")["kd"]["50"] == f"{np.mean(ece):.2f} ± {np.std(ece, ddof=1):.2f} (3)"
+    assert section(text, "Agreement")["ce"]["50"] == "n/a, no teacher"
+    agreement = np.mean([v - 5 for v in accuracies(results, "kd", 50).values()])
+    assert section(text, "Agreement")["kd"]["50"].startswith(f"{agreement:.2f} ± ")
+
+
+def test_facts_and_settings(varied):
+    root, _ = varied
+    save(root, [make_result("wdkd", 500, 0, 0.9, epsilon=0.1)])
+    report.main_report(root)
+    text = (root / "fashion_mnist/plain.md").read_text()
+    for part in ("93.12 %", "7e" * 8, "cnn, 73,210 parameters, 2.50 MFLOPs", "500 steps of 64", "test (10,000 images)", "1 x NVIDIA H100"):
+        assert part in text
+    settings = section(text, "How each method was run")
+    assert settings["wdkd"]["epsilon"] == "0.03 (50, 200, full); 0.1 (500)"
+    assert (settings["ce"]["loss"], settings["kd"]["gradient through the teacher"]) == ("ce", "no gradient")
+
+
+def test_published_cells_stand_apart(tmp_path):
+    save(tmp_path, [make_result("kd", 50, 0, 0.8), make_result("kd", 50, 0, 0.8, dataset="digits")])
+    report.main_report(tmp_path)
+    text = (tmp_path / "fashion_mnist/plain.md").read_text()
+    table = section(text, "Published")
+    assert table["wdkd"] == {"50": "81.73", "100": "85.18", "500": "90.46", "1000": "91.95", "full": "94.72"}
+    assert list(table)[1:] == ["kd", "fitnet", "ab", "wdkd"] and "not public" in text and "Kong" in text
+    assert "Published" not in (tmp_path / "digits/plain.md").read_text()
+    assert set(section((tmp_path / "digits/plain.md").read_text(), "Accuracy")["kd"]) == {"50"}
+
+
+def test_honest_sentence_both_ways(varied):
+    root, results = varied
+    report.main_report(root)
+    text = (root / "fashion_mnist/plain.md").read_text()
+    for n, place in ((50, "above"), (None, "below")):
+        gap = np.mean(list(accuracies(results, "wdkd", n).values())) - np.mean(list(accuracies(results, "kd", n).values()))
+        images = "all images" if n is None else f"{n} images per class"
+        assert (gap > 0) == (place == "above")
+        assert f"With {images} wdkd is {abs(gap):.2f} points {place} kd: " in text
+    assert "sobolev is" not in text
+
+
+def test_sentence_says_when_the_sign_is_open(tmp_path):
+    save(
+        tmp_path,
+        [make_result("kd", 50, s, 0.8 + s / 100) for s in range(3)] + [make_result("wdkd", 50, s, 0.82 - s / 100) for s in range(3)],
+    )
+    save(tmp_path, [make_result(m, 100, 0, a) for m, a in (("kd", 0.8), ("sobolev", 0.81))])
+    report.main_report(tmp_path)
+    text = (tmp_path / "fashion_mnist/plain.md").read_text()
+    assert re.search(r"50 images per class wdkd is level with kd: .*contains 0, so the sign is open", text)
+    assert re.search(r"100 images per class sobolev is 1.00 points above kd: .*no interval, so the sign is open", text)
+
+
+def test_damaged_and_misplaced_files_are_named_and_left_out(varied):
+    root, results = varied
+    before = (root / "fashion_mnist/plain/kd/n50/seed0.json").read_text()
+    report.main_report(root)
+    clean = section((root / "fashion_mnist/plain.md").read_text(), "Accuracy")
+    cell = root / "fashion_mnist/plain/kd/n50"
+    (cell / "seed7.json").write_text(before[: len(before) // 2])
+    (cell / "seed8.json").write_text(before)
+    (cell / "seed9.json").write_text(before.replace('"steps"', '"stops"'))
+    write_json(cell / "seed6.json", read_json(cell / "seed0.json") | {"seed": 6, "evaluation": dataclasses.asdict(make_evaluation(1.5))})
+    made = report.main_report(root)
+    text = (root / "fashion_mnist/plain.md").read_text()
+    assert section(text, "Accuracy") == clean
+    assert [re.search(r"seed\d", line).group() for line in made.warnings] == ["seed6", "seed7", "seed8", "seed9"]
+    assert all("is left out" in line and line in text and str(root) not in line for line in made.warnings)
+
+
+def test_other_json_is_ignored(varied):
+    root, results = varied
+    for place in ("benchmarks/a/b/n50", "tuning/a/b/n50", "fashion_mnist/plain/kd"):
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / place / "seed0.json").write_text("{}")
+    made = report.main_report(root)
+    assert made.warnings == [] and len(made.paths) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (dict(model="resnet20", parameters=270_000), "student are mixed .*resnet20 with 270,000 parameters in"),
+        (dict(steps=900), "steps are mixed .*900 steps of 64 images in"),
+        (dict(teacher_hash="beef"), "teacher hash are mixed .*beef in"),
+        (dict(split="validation"), "evaluated split are mixed .*validation in"),
+    ],
+)
+def test_what_must_not_be_mixed_is_named(varied, changes, names):
+    root, _ = varied
+    save(root, [make_result("wdkd", 50, 1, 0.8, **changes), make_result("kd", 500, 0, 0.8, **changes)])
+    (line,) = report.main_report(root).warnings
+    assert re.search(names + r" \[kd n500 seed 0; wdkd n50 seed 1\]", line)
+    assert line in (root / "fashion_mnist/plain.md").read_text()
+
+
+def test_a_method_without_teacher_is_not_a_mixture(tmp_path):
+    save(tmp_path, [make_result("kd"), make_result("ce", teacher_hash=None, teacher_accuracy=None)])
+    assert report.main_report(tmp_path).warnings == []
+
+
+def check_image(path):
+    with PIL.Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"), np.float64)
+    assert min(pixels.shape) > 300 and pixels.std() > 5
+    return pixels
+
+
+def test_plots_are_images_that_show_the_numbers(varied):
+    root, _ = varied
+    report.main_report(root)
+    before = check_image(root / "fashion_mnist/plain.png")
+    save(root, [make_result("wdkd", 50, s, 0.7) for s in range(3)])
+    report.main_report(root)
+    assert (check_image(root / "fashion_mnist/plain.png") != before).any()
+    assert not list(root.rglob(".*"))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 20, 100])
+def test_confusion_figure(tmp_path, classes):
+    path = report.confusion_figure(make_evaluation(0.8, classes=classes), tmp_path / "confusion.png")
+    check_image(path)
+
+
+def test_terminal_table(varied):
+    _, results = varied
+    console = rich.console.Console(width=160, record=True, file=io.StringIO())
+    console.print(report.table_for_terminal(results))
+    text = console.export_text()
+    assert f"{accuracies(results, 'zeta', 50)[4]:.2f} (1)" in text and "not run" in text and "fashion_mnist, plain" in text
+    with pytest.raises(UsageError, match="at least 1 result"):
+        report.table_for_terminal([])
+
+
+def test_no_results(tmp_path):
+    for build in (report.main_report, report.tuning_report):
+        with pytest.raises(UsageError, match=f"{tmp_path}.*no result files; run launch") as error:
+            build(tmp_path)
+        assert "\n" not in str(error.value)
+    (tmp_path / "digits/plain/kd/n50").mkdir(parents=True)
+    (tmp_path / "digits/plain/kd/n50/seed0.json").write_text("{")
+    with pytest.raises(UsageError, match="1 result files, none usable .*seed0.json"):
+        report.main_report(tmp_path)
+
+
+# --- Tuning ---------------------------------------------------------------------------------------------------------------
+
+
+def tune(root, results):
+    for i, r in enumerate(results):
+        write_result(root / "tuning" / r.dataset / r.track / f"{i}-{r.method}-{r.epsilon}.json", r)
+
+
+def validation(n, seed, accuracy, epsilon, **changes):
+    return make_result("wdkd", n, seed, accuracy, epsilon, split="validation", **changes)
+
+
+def tuning_rows(root):
+    text = (root / "tuning/fashion_mnist/plain.md").read_text()
+    rows = [[c.strip() for c in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    return text, [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def test_tuning_chooses_the_best_mean(tmp_path):
+    bumps = {0.0: 0.0, 0.01: 0.012, 0.1: 0.01, 1.0: -0.03}
+    tune(tmp_path, [validation(10, s, 0.7 + b + s / 50, e) for e, b in bumps.items() for s in range(3)])
+    tune(tmp_path / "more", [])
+    made = report.tuning_report(tmp_path)
+    _, (row,) = tuning_rows(tmp_path)
+    assert (row["chosen epsilon"], row["images per class"], row["method"], row["loss"]) == ("0.01", "10", "wdkd", "kl")
+    assert row["0.1"] == f"73.00 ± {np.std([71, 73, 75], ddof=1):.2f} (3)"
+    assert made.warnings == [] and len(made.paths) == 2 and made.tables[0].row_count == 1
+    check_image(tmp_path / "tuning/fashion_mnist/plain.png")
+
+
+def test_tuning_separates_sizes_losses_and_other_options(tmp_path):
+    slow = dataclasses.replace(validation(10, 0, 0.5, 0.1).config, optimizer=config.OptimizerConfig(learning_rate=1e-4))
+    runs = [validation(n, 0, a, e, loss=loss) for n in (10, None) for loss in ("kl", "mse") for e, a in ((0.0, 0.7), (0.1, 0.6))]
+    runs += [validation(10, 0, 0.9, 0.1, config=slow), validation(10, 0, 0.7, 0.5)]
+    tune(tmp_path, runs)
+    report.tuning_report(tmp_path)
+    _, rows = tuning_rows(tmp_path)
+    found = [(r["images per class"], r["loss"], r["other options"], r["chosen epsilon"]) for r in rows]
+    rate = "optimizer.learning_rate="
+    assert found == [
+        ("10", "kl", f"{rate}0.0001", "0.1"),
+        ("10", "kl", f"{rate}0.002", "0"),
+        ("10", "mse", "-", "0"),
+        ("full", "kl", "-", "0"),
+        ("full", "mse", "-", "0"),
+    ]
+    assert rows[2]["0.5"] == "not run"
+
+
+def test_tuning_leaves_out_what_was_seen_on_test(tmp_path):
+    tune(
+        tmp_path,
+        [validation(10, 0, 0.7, 0.0), validation(10, 0, 0.6, 0.1), make_result("wdkd", 10, 0, 0.99, 0.3), validation(10, 0, 0.9, 0.2)],
+    )
+    write_result(tmp_path / "tuning/fashion_mnist/plain/x.json", validation(10, 0, 0.99, 0.4, dataset="digits"))
+    made = report.tuning_report(tmp_path)
+    text, (row,) = tuning_rows(tmp_path)
+    assert row["chosen epsilon"] == "0.2" and "0.3" not in row and "0.4" not in row
+    assert [bool(re.search(p, line)) for p, line in zip(("evaluated on test", "digits/plain", "largest"), made.warnings, strict=True)] == [
+        True
+    ] * 3
+    assert all(line in text for line in made.warnings)
+
+
+def test_tuning_names_unequal_and_repeated_seeds(tmp_path):
+    tune(tmp_path, [validation(10, 0, 0.7, 0.0), validation(10, 1, 0.7, 0.0), validation(10, 0, 0.6, 0.1)])
+    assert "not every epsilon was run with the same seeds" in report.tuning_report(tmp_path).warnings[0]
+    tune(tmp_path, [validation(10, 0, 0.7, 0.0), validation(10, 1, 0.7, 0.0), validation(10, 0, 0.6, 0.1), validation(10, 0, 0.6, 0.1)])
+    assert "some runs are there twice" in report.tuning_report(tmp_path).warnings[0]
+
+
+# --- Command line ---------------------------------------------------------------------------------------------------------
+
+
+def launch(*arguments):
+    command = [sys.executable, ROOT / "launch" / "report.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"})
+
+
+def test_command_line(varied):
+    root, _ = varied
+    tune(root, [validation(10, 0, 0.7, 0.0)])
+    done = launch("--results", root)
+    assert done.returncode == 0, done.stderr
+    assert "fashion_mnist, plain" in done.stdout and f"wrote {root}/fashion_mnist/plain.png" in done.stdout
+    assert f"wrote {root}/tuning/fashion_mnist/plain.md" in launch("--results", root, "--tuning", "True").stdout
+    nothing = launch("--results", root / "nowhere")
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1) and "nowhere" in nothing.stderr

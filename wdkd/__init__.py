@@ -1,0 +1,1 @@
+"""wdkd: few-data distillation of image classifiers in functional JAX."""

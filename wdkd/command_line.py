@@ -1,0 +1,146 @@
+"""What the launch scripts share: parsing by tyro, errors on one line with exit code 2."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from wdkd import parallel
+from wdkd.config import Config
+from wdkd.errors import UsageError
+from wdkd.methods import METHODS
+from wdkd.result import Result, results_path, write_result
+from wdkd.sweep import Grid, expand, run_sweep
+from wdkd.train import run
+
+Arguments = TypeVar("Arguments")
+Preset = Literal["digits", "fashion_mnist", "cifar10"]
+
+
+def main(cls: type[Arguments], function: Callable[[Arguments], Any], *, description: str | None, default: Arguments | None = None) -> None:
+    """Parses sys.argv into `cls` and calls `function` with it; UsageError ends the process with one line and code 2."""
+    parallel.enable_compilation_cache()
+    try:
+        function(parse(cls, sys.argv[1:], description=description, default=default))
+    except UsageError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from the last checkpoint", code=130)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments:
+    """The command line of a training run."""
+
+    workdir: str
+    """Directory of the run: config, subset, metrics, checkpoints, result. Given again, the run goes on."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    preset: Preset = "digits"
+    """Defaults for a data set; the options below change them."""
+    results: str | None = None
+    """Also write the result to RESULTS/<data set>/<track>/<method>/n<N>/seed<k>.json, where launch/report.py finds it."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for a run of several processes."""
+    processes: int | None = None
+    """How many processes the run has."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepArguments:
+    """The command line of a sweep."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    grid: Annotated[Grid, tyro.conf.arg(name="")]
+    preset: Preset = "digits"
+    """Defaults for a data set; the options below change them, for all runs."""
+    workdir: str = "runs"
+    """Directory of the runs' directories."""
+    results: str = "results"
+    """Directory of the results, where launch/report.py finds them."""
+    workers: int = 1
+    """Runs at a time; the cores are shared out between them."""
+
+
+def train(presets: Mapping[str, Config], *, description: str | None) -> None:
+    """The main function of the scripts that train: options are edits of the preset that --preset names."""
+    name = _preset_name()
+    default = TrainArguments(workdir=tyro.MISSING, config=presets.get(name, presets["digits"]), preset=name)
+    main(TrainArguments, _train, description=description, default=default)
+
+
+def sweep(presets: Mapping[str, Config], *, description: str | None) -> None:
+    """The main function of launch/sweep.py."""
+    name = _preset_name()
+    grid = Grid(methods=tuple(METHODS), n_per_class=(50,), seeds=(0,))
+    default = SweepArguments(config=presets.get(name, presets["digits"]), grid=grid, preset=name)
+    main(SweepArguments, _sweep, description=description, default=default)
+
+
+def _preset_name() -> str:
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--preset", default="digits")
+    return peek.parse_known_args()[0].preset
+
+
+def _sweep(arguments: SweepArguments) -> None:
+    jobs = expand(arguments.grid, arguments.config, Path(arguments.workdir), Path(arguments.results))
+    failed = run_sweep(jobs, arguments.workers)
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete; results are below {arguments.results}")
+    if failed:
+        raise UsageError(f"{len(failed)} runs failed, first {failed[0][0].workdir}: {failed[0][1]}; the same command tries them again")
+
+
+def _train(arguments: TrainArguments) -> None:
+    parallel.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
+    result = run(arguments.config, arguments.workdir)
+    if parallel.is_main_process():
+        if arguments.results is not None:
+            write_result(results_path(arguments.results, result), result)
+        print(summary(result))
+
+
+def summary(result: Result) -> str:
+    """A result in one line."""
+    found = result.evaluation
+    parts = [
+        f"{result.dataset} {result.method} N={result.n_per_class or 'full'} seed {result.seed}",
+        f"{found.split} accuracy {found.accuracy:.2%} on {found.count} images",
+        "" if found.agreement is None else f"agreement with the teacher {found.agreement:.2%}",
+        f"ECE {found.ece:.3f}",
+        f"{result.model}, {result.parameters:,} parameters, {result.steps} steps",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def fail(text: str, code: int = 2) -> None:
+    """Prints an error on one line of stderr and ends the process."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def parse(cls: type[Arguments], argv: Sequence[str], *, description: str | None, default: Arguments | None = None) -> Arguments:
+    """The arguments as an instance of `cls`. Raises UsageError, with tyro's words on one line, for arguments that do not parse."""
+    printed = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(cls, args=list(argv), description=description, config=(tyro.conf.FlagConversionOff,), **extra)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(printed.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """tyro's boxed message without its frame."""
+    words = re.sub(r"[╭╮╰╯│─]+", " ", box).split()
+    return " ".join(words)

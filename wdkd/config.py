@@ -1,0 +1,299 @@
+"""Every option, its default and its check. Frozen dataclasses, JSON there and back; a preset is an edit of a default."""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, Literal, get_args, get_origin
+
+from wdkd.errors import UsageError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how many of them."""
+
+    name: str = "digits"
+    """TFDS name of an image classification set (cifar10, fashion_mnist, mnist, cifar100, svhn_cropped, ...), or digits."""
+    data_dir: str | None = None
+    """Where TFDS keeps prepared sets; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Digits need none."""
+    n_per_class: int | None = 10
+    """Training images per class; None means all of them (less the validation split)."""
+    validation_size: int = 180
+    """Training images set aside for tuning, class-balanced, the same for every seed; no subset ever contains one."""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """What the final accuracy is measured on; tune on validation, report on test."""
+
+    def check(self) -> None:
+        _require(
+            self.n_per_class is None or self.n_per_class >= 1, "data.n_per_class", self.n_per_class, "at least 1, or None for all images"
+        )
+        _require(self.validation_size >= 0, "data.validation_size", self.validation_size, "at least 0")
+        if self.evaluate_on == "validation":
+            _require(self.validation_size > 0, "data.validation_size", self.validation_size, "above 0 to evaluate on validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network that is trained."""
+
+    name: str = "cnn"
+    """cnn, resnet<6n+2> (resnet20, resnet32, resnet56) or wrn_<6n+4>_<widening> (wrn_16_1, wrn_40_2)."""
+    width: int = 16
+    """Channels of the first stage; the second and third have two and four times as many (wrn: times its widening)."""
+    norm: Literal["group", "batch"] = "group"
+    """Normalisation; batch mixes the examples of a batch, so input gradients per example need group."""
+
+    def check(self) -> None:
+        _require(1 <= self.width <= 1024, "model.width", self.width, "between 1 and 1024")
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """How the student learns."""
+
+    name: str = "wdkd"
+    """ce, kd, fitnet, ab, wdkd or sobolev."""
+    loss: Literal["kl", "mse", "distance", "ce"] = "kl"
+    """How outputs are matched in the last stage; method ce always uses ce."""
+    temperature: float = 4.0
+    """Softens the outputs in kl."""
+    epsilon: float | None = None
+    """Radius of the Wasserstein ball in the last stage, in units of pixels in [0, 1]; None: wdkd 0.03, the others 0."""
+    pretrain_epsilon: float = 0.0
+    """The same for the pre-training stage of fitnet and ab."""
+    ground_norm: Literal["1", "2", "inf"] = "2"
+    """Norm on pixels that the ball is measured with; its dual norm is applied to the input gradient."""
+    aggregate: Literal["mean", "rms", "max"] = "mean"
+    """How the examples' gradient norms become one number; mean is the paper's Eq. 2."""
+    through_teacher: bool = True
+    """Input gradients go through the teacher as well; off treats its outputs as constants."""
+    pretrain_fraction: float = 0.3
+    """Share of the steps that fitnet and ab spend on pre-training."""
+    fitnet_stage: Literal["stage1", "stage2", "stage3"] = "stage2"
+    """The hint layer of the teacher and the guided layer of the student."""
+    ab_margin: float = 1.0
+    """Margin of the activation-boundary loss."""
+    connector_norm: Literal["batch", "group", "none"] = "batch"
+    """Normalisation in ab's connectors (Heo et al.: batch)."""
+    sobolev_weight: float = 0.1
+    """Weight of the Jacobian-matching term in sobolev."""
+
+    @property
+    def radius(self) -> float:
+        """Epsilon of the last stage, with the method's own default filled in."""
+        return DEFAULT_RADIUS.get(self.name, 0.0) if self.epsilon is None else self.epsilon
+
+    def check(self) -> None:
+        _require(_finite(self.temperature) and self.temperature > 0, "method.temperature", self.temperature, "finite and above 0")
+        for name in ("epsilon", "pretrain_epsilon", "sobolev_weight"):
+            value = getattr(self, name)
+            _require(value is None or (_finite(value) and value >= 0), f"method.{name}", value, "finite and at least 0")
+        _require(_finite(self.ab_margin) and self.ab_margin > 0, "method.ab_margin", self.ab_margin, "finite and above 0")
+        _require(0 < self.pretrain_fraction < 1, "method.pretrain_fraction", self.pretrain_fraction, "between 0 and 1, both excluded")
+
+
+DEFAULT_RADIUS = {"wdkd": 0.03}
+"""Radius used by the methods that have the worst-case term by definition."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to the images; teacher and student always see the same view."""
+
+    name: Literal["none", "flip_crop", "matching"] = "none"
+    """matching is flip, padded crop, then mixup or cutmix with another image (function matching, Beyer et al. 2021)."""
+    flip: bool = True
+    """Mirror images left to right at random; switch off where it changes the class, as for digits."""
+    padding: int = 4
+    """Pixels of zero padding before the random crop; at most the image's side."""
+
+    def check(self) -> None:
+        _require(self.padding >= 0, "augment.padding", self.padding, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser of each stage; a second stage starts a fresh one."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov momentum."""
+    learning_rate: float = 2e-3
+    """Peak of the schedule: linear warm-up, then a cosine to zero."""
+    warmup_fraction: float = 0.05
+    """Share of a stage's steps spent warming up."""
+    weight_decay: float = 1e-4
+    """Decoupled decay of the kernels; biases and normalisation are left alone, and so is all in pre-training stages."""
+    momentum: float = 0.9
+    """For sgd."""
+    clip_norm: float | None = 1.0
+    """Global norm that parameter gradients are clipped to; None: no clipping."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the parameters, which is then what is evaluated; None: no average."""
+
+    def check(self) -> None:
+        _require(
+            _finite(self.learning_rate) and self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "finite and above 0"
+        )
+        _require(0 <= self.warmup_fraction < 1, "optimizer.warmup_fraction", self.warmup_fraction, "at least 0 and below 1")
+        _require(
+            _finite(self.weight_decay) and self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "finite and at least 0"
+        )
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "at least 0 and below 1")
+        _require(
+            self.clip_norm is None or (_finite(self.clip_norm) and self.clip_norm > 0),
+            "optimizer.clip_norm",
+            self.clip_norm,
+            "above 0, or none",
+        )
+        _require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            "optimizer.ema_decay",
+            self.ema_decay,
+            "between 0 and 1, both excluded, or none",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what pieces, and what is written on the way."""
+
+    steps: int = 300
+    """Optimiser steps in all stages together."""
+    batch_size: int = 64
+    """Images per step over all devices; the number of devices must divide it."""
+    log_every: int = 20
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; one is always written at the end."""
+
+    def check(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, completely."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    teacher: str | None = None
+    """Directory of the teacher's run, as launch/train_teacher.py writes it; every method but ce needs one."""
+    seed: int = 0
+    """Draws the subset, the initial parameters, the order of the images and the augmentation."""
+
+    def check(self) -> "Config":
+        """Raises UsageError on the first option out of range; returns self."""
+        for field in dataclasses.fields(self):
+            part = getattr(self, field.name)
+            if dataclasses.is_dataclass(part):
+                part.check()
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2147483647")
+        if self.model.norm == "batch" and max(self.method.radius, self.method.pretrain_epsilon) > 0:
+            raise UsageError(
+                f"model.norm 'batch' mixes the examples of a batch, so epsilon {max(self.method.radius, self.method.pretrain_epsilon)} "
+                "has no per-example input gradient; use --model.norm group or epsilon 0"
+            )
+        return self
+
+
+def _student(name: str, *, validation_size: int, padding: int, flip: bool, width: int, steps: int, batch_size: int) -> Config:
+    return Config(
+        data=DataConfig(name=name, validation_size=validation_size, n_per_class=10 if name == "digits" else 50),
+        model=ModelConfig(width=width),
+        augment=AugmentConfig(padding=padding, flip=flip),
+        train=TrainConfig(steps=steps, batch_size=batch_size),
+    )
+
+
+STUDENTS: dict[str, Config] = {
+    "digits": _student("digits", validation_size=180, padding=1, flip=False, width=8, steps=300, batch_size=50),
+    "fashion_mnist": _student("fashion_mnist", validation_size=5000, padding=2, flip=True, width=16, steps=600, batch_size=64),
+    "cifar10": _student("cifar10", validation_size=5000, padding=2, flip=True, width=16, steps=600, batch_size=64),
+}
+"""Presets of launch/distill.py, by data set."""
+
+
+def _teacher(student: Config, *, width: int, steps: int, batch_size: int, learning_rate: float) -> Config:
+    return dataclasses.replace(
+        student,
+        data=dataclasses.replace(student.data, n_per_class=None),
+        model=ModelConfig(width=width, norm="batch"),
+        method=MethodConfig(name="ce"),
+        augment=dataclasses.replace(student.augment, name="flip_crop"),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=learning_rate, weight_decay=5e-4, warmup_fraction=0.2, clip_norm=None),
+        train=TrainConfig(steps=steps, batch_size=batch_size, checkpoint_every=200),
+    )
+
+
+TEACHERS: dict[str, Config] = {
+    "digits": _teacher(STUDENTS["digits"], width=16, steps=300, batch_size=100, learning_rate=0.1),
+    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=24, steps=1720, batch_size=128, learning_rate=0.1),
+    "cifar10": _teacher(STUDENTS["cifar10"], width=40, steps=2640, batch_size=128, learning_rate=0.1),
+}
+"""Presets of launch/train_teacher.py: a run of method ce on all training images but the validation split."""
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+def _require(condition: bool, name: str, value: Any, limit: str) -> None:
+    if not condition:
+        raise UsageError(f"{name} is {value}; it must be {limit}")
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------------
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested dictionaries of JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type, values: Any, where: str = "config") -> Any:
+    """The inverse of `to_dict`. Raises UsageError naming the first field that is unknown, missing or of a wrong type."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} is {values!r:.60}; it must be an object with the fields of {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise unknown(f"field in {where}", name, fields)
+    for name in fields:
+        if name not in values:
+            raise UsageError(f"{where} lacks the field {name!r}; it was written by another version of wdkd")
+    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if get_origin(hint) is Literal:
+        allowed: tuple[Any, ...] = get_args(hint)
+        if value not in allowed:
+            raise UsageError(f"{where} is {value!r:.60}; it must be one of {', '.join(map(str, allowed))}")
+        return value
+    choices = tuple(get_origin(c) or c for c in (get_args(hint) if isinstance(hint, types.UnionType) else (hint,)))
+    if type(value) is int and float in choices and int not in choices:
+        return float(value)
+    if type(value) not in choices and not (value is None and type(None) in choices):
+        raise UsageError(f"{where} is {value!r:.60}; it must be {' or '.join(getattr(c, '__name__', str(c)) for c in choices)}")
+    return value
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """The options in which two configs differ, as 'name: value of a, value of b'."""
+    found = []
+    for field in dataclasses.fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if dataclasses.is_dataclass(x):
+            found += differences(x, y, f"{prefix}{field.name}.")
+        elif x != y and not (x != x and y != y):
+            found.append(f"{prefix}{field.name}: {x}, {y}")
+    return found

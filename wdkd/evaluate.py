@@ -1,0 +1,125 @@
+"""Evaluating a network on a split, every image once; and a checkpoint directory, from its own stored config."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from wdkd import metrics, parallel
+from wdkd.batches import evaluation_batches
+from wdkd.checkpoint import tree_hash
+from wdkd.data import Split, few_shot_split, load_dataset
+from wdkd.errors import UsageError
+from wdkd.models import parameter_count
+from wdkd.result import Evaluation, Result
+from wdkd.run_directory import Run, read_run, read_teacher, read_trained
+from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step
+from wdkd.teacher import Teacher, check_agreement, inference
+
+BATCH = 256
+TRACKS = {"none": "plain", "flip_crop": "flip_crop", "matching": "matching"}
+"""The protocol's track by augmentation."""
+
+
+def evaluate_network(apply: TeacherApply, variables: Any, teacher: Teacher | None, split: Split) -> Evaluation:
+    """Accuracy, calibration, confusion and (with a teacher) agreement over exactly the split's evaluation images.
+
+    Args:
+      apply: (variables, pixels (B, H, W, C) in [0, 1]) -> Outputs, in inference form.
+    """
+    devices = parallel.device_count()
+    batch_size = -(-BATCH // devices) * devices
+    step = make_eval_step(apply=apply, teacher_apply=teacher and teacher.apply, axis_name=parallel.AXIS)
+    step = parallel.map_over_devices(step, arguments=4)
+    data = parallel.replicate(Data(split.evaluation_images, split.evaluation_labels))
+    variables, teacher_variables = parallel.replicate((variables, teacher and teacher.variables))
+    sums = None
+    for index, mask in evaluation_batches(len(split.evaluation_labels), batch_size):
+        draw = EvaluationDraw(parallel.share(index), parallel.share(mask))
+        part = step(variables, teacher_variables, data, draw)
+        sums = part if sums is None else metrics.add(sums, part)
+    return metrics.summarize(sums, split.evaluation_split, split.class_names, teacher is not None)
+
+
+def build_result(
+    run: Run,
+    split: Split,
+    teacher: Teacher | None,
+    evaluation: Evaluation,
+    *,
+    apply: TeacherApply,
+    variables: Any,
+    step: int,
+    wall_seconds: float | None = None,
+    examples_per_second: float | None = None,
+) -> Result:
+    """All that is known of a run after `step` steps, its network being `apply` with `variables`."""
+    config = run.config
+    return Result(
+        config=config,
+        evaluation=evaluation,
+        dataset=config.data.name,
+        track=TRACKS[config.augment.name],
+        method=config.method.name,
+        n_per_class=config.data.n_per_class,
+        seed=config.seed,
+        epsilon=config.method.radius,
+        train_size=len(split.train_labels),
+        subset_hash=split.subset_hash,
+        teacher_path=teacher and teacher.path,
+        teacher_hash=teacher and teacher.hash,
+        teacher_accuracy=teacher and teacher.accuracy,
+        through_teacher=config.method.through_teacher,
+        model=f"{config.model.name} width {config.model.width} {config.model.norm} norm",
+        parameters=parameter_count(variables["params"]),
+        forward_flops=parallel.forward_flops(apply, variables, split.image_shape),
+        parameter_hash=tree_hash(variables),
+        steps=step,
+        examples_per_second=examples_per_second,
+        wall_seconds=wall_seconds,
+        device_kind=parallel.device_kind(),
+        device_count=parallel.device_count(),
+        versions=run.versions,
+        revision=run.revision,
+    )
+
+
+def evaluate_checkpoint(
+    directory: str | os.PathLike, *, split: str | None = None, data_dir: str | None = None, teacher: str | None = None
+) -> Result:
+    """Evaluates the newest checkpoint of a run, rebuilt from the config that is stored with it.
+
+    Args:
+      split: "test" or "validation"; None: the one in the stored config.
+      data_dir: where TFDS keeps the data here; None: the stored one, else $TFDS_DATA_DIR.
+      teacher: directory of the teacher; None: where it was in training. Agreement is None where it is no longer there.
+
+    Raises:
+      UsageError: if there is no such run, checkpoint or data.
+    """
+    run = read_run(directory)
+    stored = run.config.data
+    config = dataclasses.replace(stored, evaluate_on=split or stored.evaluate_on, data_dir=data_dir or stored.data_dir)
+    config.check()
+    trained = read_trained(directory)
+    data = few_shot_split(load_dataset(config), config, run.config.seed)
+    if list(data.image_shape) != run.input.image_shape or list(data.class_names) != run.input.class_names:
+        raise UsageError(f"{directory} was trained on other images or classes than {data.name} has; restore that data set")
+    loaded = _find_teacher(teacher, run.teacher_directory)
+    if loaded is not None:
+        check_agreement(loaded, classes=data.num_classes, image_shape=data.image_shape)
+    apply = inference(trained.model)
+    evaluation = evaluate_network(apply, trained.variables, loaded, data)
+    return build_result(run, data, loaded, evaluation, apply=apply, variables=trained.variables, step=trained.step)
+
+
+def _find_teacher(given: str | None, stored: str | None) -> Teacher | None:
+    if given is not None:
+        return read_teacher(given)
+    if stored is None:
+        return None
+    if not Path(stored).is_dir():
+        print(f"note: the teacher is no longer at {stored}, so agreement is not measured; give --teacher", file=sys.stderr)
+        return None
+    return read_teacher(stored)

@@ -1,0 +1,242 @@
+"""The methods: each a tuple of stages, each stage one objective. To add a method, write its stages and name it in `METHODS`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from wdkd import losses
+from wdkd.config import MethodConfig
+from wdkd.errors import unknown
+from wdkd.input_gradients import value_and_input_gradient, worst_case
+from wdkd.models import STAGES, Norm, Outputs
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """Views x (B, H, W, C) in [0, 1], class probabilities `labels` (B, classes), and one random key per example, (B,)."""
+
+    x: Array
+    labels: Array
+    keys: Array
+
+
+@struct.dataclass
+class Seen:
+    """What a per-example loss looks at. `connected` is the student's hidden features in the teacher's shapes, by stage."""
+
+    student: Outputs
+    teacher: Outputs | None
+    connected: dict[str, Array]
+    labels: Array
+
+
+@struct.dataclass
+class ObjectiveAux:
+    """The parts of an objective (scalars; NaN where a part is not computed) and the networks' new statistics."""
+
+    loss: Array
+    input_gradient_norm: Array
+    statistics: Any
+
+
+See = Callable[[Array, bool], tuple[Seen, Any]]
+"""(x, whether gradients go through the teacher) -> (what is seen, the networks' new statistics). Holds the parameters."""
+AllExamples = Callable[[Array], Array]
+"""(B,) values of this device's examples -> those of the global batch."""
+Objective = Callable[[See, Batch, AllExamples], tuple[Array, ObjectiveAux]]
+PerExample = Callable[[Seen], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One objective, minimised with an optimiser of its own.
+
+    `share` is its part of the run's steps, None for what the others leave. `connectors` makes the module that brings the
+    student's hidden features into the teacher's shapes; it is trained in this stage and thrown away after it. `decays` says
+    whether weight decay is on.
+    """
+
+    name: str
+    objective: Objective
+    share: float | None = None
+    connectors: Callable[..., nn.Module] | None = None
+    decays: bool = True
+    needs_teacher: bool = True
+
+
+class Connectors(nn.Module):
+    """By stage: resize to the teacher's height and width, 1×1 convolution to its channels, normalisation.
+
+    With `identity`, a stage whose shapes already agree passes unchanged (Heo et al. 2019).
+    """
+
+    stages: tuple[str, ...]
+    norm: str
+    bias: bool
+    identity: bool
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, student: Mapping[str, Array], teacher: Mapping[str, Array]) -> dict[str, Array]:
+        return {stage: self.connect(stage, student[stage], teacher[stage]) for stage in self.stages}
+
+    def connect(self, stage: str, student: Array, teacher: Array) -> Array:
+        if self.identity and student.shape == teacher.shape:
+            return student
+        if student.shape[1:3] != teacher.shape[1:3]:
+            student = jax.image.resize(student, (*student.shape[:1], *teacher.shape[1:3], student.shape[3]), "linear")
+        student = nn.Conv(teacher.shape[-1], (1, 1), use_bias=self.bias, name=f"{stage}_conv")(student)
+        return student if self.norm == "none" else Norm(self.norm, True, self.axis_name, name=f"{stage}_norm")(student)
+
+
+# --- objectives ---------------------------------------------------------------------------------------------------------
+
+
+def robust(per_example: PerExample, config: MethodConfig, epsilon: float) -> Objective:
+    """mean ℓ + ε · aggregate ‖∇ₓℓ‖_* (`input_gradients.worst_case`); the plain mean, at its cost, where ε = 0."""
+
+    def objective(see: See, batch: Batch, all_examples: AllExamples) -> tuple[Array, ObjectiveAux]:
+        def loss(x: Array) -> tuple[Array, Any]:
+            seen, statistics = see(x, config.through_teacher)
+            return per_example(seen), statistics
+
+        if epsilon == 0:
+            values, statistics = loss(batch.x)
+            return values.mean(), ObjectiveAux(values.mean(), jnp.full((), jnp.nan), statistics)
+        value, aux = worst_case(
+            loss, batch.x, epsilon, float(config.ground_norm), config.aggregate, has_aux=True, all_examples=all_examples
+        )
+        return value, ObjectiveAux(aux.loss, aux.gradient_norm, aux.aux)
+
+    return objective
+
+
+def with_jacobian_matching(objective: Objective, weight: float) -> Objective:
+    """Adds λ · mean ‖(J_S − J_T)ᵀ v‖², v a fresh random unit vector of logit space per example and step.
+
+    Czarnecki et al. 2017 (Sobolev training), Srinivas & Fleuret 2018 (Jacobian matching).
+    """
+
+    def combined(see: See, batch: Batch, all_examples: AllExamples) -> tuple[Array, ObjectiveAux]:
+        value, aux = objective(see, batch, all_examples)
+        directions = jax.vmap(lambda key: _unit_vector(key, batch.labels.shape[-1]))(batch.keys)
+
+        def along(x: Array) -> Array:
+            seen, _ = see(x, True)
+            return ((seen.student.logits - seen.teacher.logits) * directions).sum(-1)
+
+        _, difference = value_and_input_gradient(along, batch.x)
+        return value + weight * jnp.square(difference).sum((1, 2, 3)).mean(), aux
+
+    return combined
+
+
+def _unit_vector(key: Array, size: int) -> Array:
+    vector = jax.random.normal(key, (size,))
+    return vector / jnp.linalg.norm(vector)
+
+
+# --- per-example losses -------------------------------------------------------------------------------------------------
+
+
+def output_loss(config: MethodConfig) -> PerExample:
+    """The loss l between outputs that `config.loss` names, on what is seen of a batch."""
+    if config.loss == "ce":
+        return lambda seen: losses.cross_entropy(seen.student.logits, seen.labels)
+    match = {
+        "kl": functools.partial(losses.kl_divergence, temperature=config.temperature),
+        "mse": losses.logit_mse,
+        "distance": losses.logit_distance,
+    }[config.loss]
+    return lambda seen: match(seen.student.logits, seen.teacher.logits)
+
+
+def hint_loss(stage: str) -> PerExample:
+    """½ mean (r(h_S) − h_T)² at one stage (Romero et al. 2014), both sides before the activation."""
+    return lambda seen: losses.hint(seen.connected[stage], seen.teacher.hidden[stage])
+
+
+def boundary_loss(margin: float) -> PerExample:
+    """Σ over stages of ¼, ½, 1 times the activation-boundary loss (Heo et al. 2019)."""
+    weights = dict(zip(STAGES, (0.25, 0.5, 1.0), strict=True))
+    return lambda seen: sum(
+        weight * losses.activation_boundary(seen.connected[stage], seen.teacher.hidden[stage], margin) for stage, weight in weights.items()
+    )
+
+
+# --- stages and methods -------------------------------------------------------------------------------------------------
+
+
+def output_stage(config: MethodConfig) -> Stage:
+    """Match the outputs (or the labels, with loss `ce`), in the worst case over a ball of `config.radius`."""
+    return Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce")
+
+
+def label_stage(config: MethodConfig) -> Stage:
+    """Cross-entropy with the labels; no teacher."""
+    return output_stage(dataclasses.replace(config, loss="ce"))
+
+
+def sobolev_stage(config: MethodConfig) -> Stage:
+    """Match outputs and input Jacobians."""
+    stage = output_stage(config)
+    return dataclasses.replace(stage, objective=with_jacobian_matching(stage.objective, config.sobolev_weight), needs_teacher=True)
+
+
+def hint_stage(config: MethodConfig) -> Stage:
+    """FitNet's first stage: train the student up to its guided layer."""
+    stages = (config.fitnet_stage,)
+    return Stage(
+        "hint",
+        robust(hint_loss(config.fitnet_stage), config, config.pretrain_epsilon),
+        share=config.pretrain_fraction,
+        connectors=functools.partial(Connectors, stages=stages, norm="none", bias=True, identity=False),
+        decays=False,
+    )
+
+
+def boundary_stage(config: MethodConfig) -> Stage:
+    """AB's first stage: move the student's activation boundaries to the teacher's, at every stage of the network."""
+    return Stage(
+        "boundary",
+        robust(boundary_loss(config.ab_margin), config, config.pretrain_epsilon),
+        share=config.pretrain_fraction,
+        connectors=functools.partial(Connectors, stages=STAGES, norm=config.connector_norm, bias=False, identity=True),
+        decays=False,
+    )
+
+
+METHODS: dict[str, Callable[[MethodConfig], tuple[Stage, ...]]] = {
+    "ce": lambda config: (label_stage(config),),
+    "kd": lambda config: (output_stage(config),),
+    "fitnet": lambda config: (hint_stage(config), output_stage(config)),
+    "ab": lambda config: (boundary_stage(config), output_stage(config)),
+    "wdkd": lambda config: (output_stage(config),),
+    "sobolev": lambda config: (sobolev_stage(config),),
+}
+
+
+def create_stages(config: MethodConfig) -> tuple[Stage, ...]:
+    """The stages of the method that `config` names. Raises UsageError for one that is not in `METHODS`."""
+    if config.name not in METHODS:
+        raise unknown("method", config.name, METHODS)
+    return METHODS[config.name](config)
+
+
+def stage_ends(stages: tuple[Stage, ...], steps: int) -> tuple[int, ...]:
+    """The step after the last of each stage: shares are rounded, the stage without one takes what is left."""
+    taken = [None if stage.share is None else max(1, round(stage.share * steps)) for stage in stages]
+    rest = steps - sum(count for count in taken if count is not None)
+    ends, end = [], 0
+    for count in taken:
+        end += rest if count is None else count
+        ends.append(end)
+    return tuple(ends)

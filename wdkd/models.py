@@ -1,0 +1,200 @@
+"""Linen networks. Each maps pixels in [0, 1] to `Outputs(logits, hidden)`; normalisation of pixels happens inside.
+
+hidden["stage1" | "stage2" | "stage3"] is what the last activation of a resolution stage is applied to, (B, h, w, c).
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from wdkd.config import ModelConfig
+from wdkd.errors import UsageError, unknown
+
+STAGES = ("stage1", "stage2", "stage3")
+MIN_SIDE = 8
+
+
+@struct.dataclass
+class Outputs:
+    """What a network says of a batch: logits (B, classes) and, by stage, pre-activations (B, h, w, c)."""
+
+    logits: jax.Array
+    hidden: dict[str, jax.Array]
+
+
+class Norm(nn.Module):
+    """Group norm (at most 8 groups, at least 4 channels in each where they divide) or batch norm over all devices.
+
+    Group norm keeps examples apart, which input gradients per example need (Wu & He 2018).
+    """
+
+    kind: str
+    train: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind == "batch":
+            return nn.BatchNorm(use_running_average=not self.train, momentum=0.9, axis_name=self.axis_name if self.train else None)(x)
+        channels = x.shape[-1]
+        groups = max(g for g in range(1, 9) if channels % g == 0 and (g == 1 or channels // g >= 4))
+        return nn.GroupNorm(num_groups=groups)(x)
+
+
+def _conv(features: int, kernel: int = 3, stride: int = 1, name: str | None = None) -> nn.Conv:
+    return nn.Conv(
+        features, (kernel, kernel), (stride, stride), padding="SAME", use_bias=False, kernel_init=nn.initializers.he_normal(), name=name
+    )
+
+
+def _halve(x: jax.Array) -> jax.Array:
+    """2×2 max pooling of (B, h, w, c), unless a side is 4 or less; odd sides round up.
+
+    Maxima of slices rather than `nn.max_pool`, whose second derivative scatters, which is slow.
+    """
+    height, width = x.shape[1:3]
+    if min(height, width) <= 4:
+        return x
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+
+
+class _Network(nn.Module):
+    """What all networks share: input normalisation and the linear head."""
+
+    classes: int
+    widths: Sequence[int]
+    norm: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    axis_name: str | None = None
+
+    def standardize(self, x: jax.Array) -> jax.Array:
+        return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
+
+    def head(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.classes, name="head")(x.mean((1, 2)))
+
+    def norms(self, train: bool) -> Callable[[], Norm]:
+        return functools.partial(Norm, self.norm, train, self.axis_name)
+
+
+class CNN(_Network):
+    """Three stages of convolution, pooling, convolution (the layout of fast CIFAR-10 recipes: little work at full size).
+
+    Width 16 is a student of 73 thousand parameters, width 64 a teacher of 1.2 million.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> Outputs:
+        norm, hidden = self.norms(train), {}
+        x = self.standardize(x)
+        for stage, width in zip(STAGES, self.widths, strict=True):
+            x = nn.relu(norm()(_halve(_conv(width)(x))))
+            hidden[stage] = norm()(_conv(width)(x))
+            x = nn.relu(hidden[stage])
+        return Outputs(self.head(x), hidden)
+
+
+class ResNet(_Network):
+    """Residual network for small images, basic blocks, activation after the sum (He et al. 2016, section 4.2)."""
+
+    blocks: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> Outputs:
+        norm, hidden = self.norms(train), {}
+        x = nn.relu(norm()(_conv(self.widths[0])(self.standardize(x))))
+        for index, (stage, width) in enumerate(zip(STAGES, self.widths, strict=True)):
+            for block in range(self.blocks):
+                stride = 2 if index > 0 and block == 0 else 1
+                y = nn.relu(norm()(_conv(width, stride=stride)(x)))
+                y = norm()(_conv(width)(y))
+                shortcut = x if x.shape == y.shape else norm()(_conv(width, kernel=1, stride=stride)(x))
+                hidden[stage] = shortcut + y
+                x = nn.relu(hidden[stage])
+        return Outputs(self.head(x), hidden)
+
+
+class WideResNet(_Network):
+    """Wide residual network, activation before each convolution (Zagoruyko & Komodakis 2016).
+
+    A stage's pre-activation is the normalised sum that the next block's first activation is applied to.
+    """
+
+    blocks: int = 2
+    widening: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> Outputs:
+        norm, hidden = self.norms(train), {}
+        x = _conv(self.widths[0] // self.widening)(self.standardize(x))
+        for index, width in enumerate(self.widths):
+            for block in range(self.blocks):
+                stride = 2 if index > 0 and block == 0 else 1
+                before = norm()(x)
+                if index > 0 and block == 0:
+                    hidden[STAGES[index - 1]] = before
+                active = nn.relu(before)
+                y = _conv(width)(nn.relu(norm()(_conv(width, stride=stride)(active))))
+                x = y + (x if x.shape == y.shape else _conv(width, kernel=1, stride=stride)(active))
+        hidden[STAGES[-1]] = norm()(x)
+        return Outputs(self.head(nn.relu(hidden[STAGES[-1]])), hidden)
+
+
+def create_model(
+    config: ModelConfig, *, classes: int, mean: Sequence[float], std: Sequence[float], axis_name: str | None = None
+) -> nn.Module:
+    """The network that `config` names.
+
+    Args:
+      classes: length of the logits.
+      mean, std: of the training pixels, one each per channel, in [0, 1]; std above 0.
+      axis_name: pmap axis over which batch norm takes its statistics in training mode.
+
+    Raises:
+      UsageError: for a name of no family, or a depth that the family does not have.
+    """
+    shared = {"classes": classes, "norm": config.norm, "mean": tuple(mean), "std": tuple(std), "axis_name": axis_name}
+    widths = tuple(config.width * factor for factor in (1, 2, 4))
+    if config.name == "cnn":
+        return CNN(widths=widths, **shared)
+    if match := re.fullmatch(r"resnet(\d{1,4})", config.name):
+        return ResNet(widths=widths, blocks=_blocks(config.name, int(match[1]), 2), **shared)
+    if match := re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", config.name):
+        widening = int(match[2])
+        if widening < 1:
+            raise UsageError(f"model {config.name!r} has widening {widening}; it must be at least 1, as in wrn_16_1")
+        blocks = _blocks(config.name, int(match[1]), 4)
+        return WideResNet(widths=tuple(w * widening for w in widths), blocks=blocks, widening=widening, **shared)
+    raise unknown("model", config.name, ("cnn", "resnet20", "resnet32", "resnet56", "wrn_16_1", "wrn_16_2", "wrn_40_2"))
+
+
+def _blocks(name: str, depth: int, offset: int) -> int:
+    if depth <= offset or (depth - offset) % 6:
+        raise UsageError(f"model {name!r} has depth {depth}; it must be 6n+{offset}, as {6 * 3 + offset}")
+    return (depth - offset) // 6
+
+
+def check_image_shape(shape: Sequence[int]) -> None:
+    """Raises UsageError unless `shape` is (H, W, C) with sides of at least 8 and 1 or 3 channels."""
+    height, width, channels = shape
+    if min(height, width) < MIN_SIDE or channels not in (1, 3):
+        raise UsageError(f"images are {height}×{width}×{channels}; networks take sides of at least {MIN_SIDE} and 1 or 3 channels")
+
+
+def initialize(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
+    """Fresh variables: {"params": ...} and, with batch norm, {"batch_stats": ...}."""
+    return jax.jit(model.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
+
+
+def parameter_count(params: Any) -> int:
+    """Number of scalars in a tree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,90 @@
+"""The state of training, and the optimiser that moves it."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from wdkd.config import OptimizerConfig
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes. All arrays, so that it can be replicated, saved and compared.
+
+    `variables` is {"student": ..., "connectors": ...}, each with "params" and perhaps "batch_stats"; `average` is the moving
+    average of the student's variables, or None. `step` counts the optimiser steps of all stages together.
+    """
+
+    step: jax.Array
+    variables: dict[str, Any]
+    optimizer: optax.OptState
+    average: dict[str, Any] | None
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The student's variables that evaluation uses."""
+        return self.variables["student"] if self.average is None else self.average
+
+
+def split_params(variables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """({module: params}, {module: everything else}) of {module: {"params": ..., "batch_stats": ...}}."""
+    params = {name: tree["params"] for name, tree in variables.items()}
+    rest = {name: {k: v for k, v in tree.items() if k != "params"} for name, tree in variables.items()}
+    return params, rest
+
+
+def join_params(params: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `split_params`."""
+    return {name: {"params": params[name], **rest[name]} for name in params}
+
+
+def create_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine to zero at `steps`."""
+    warmup = round(config.warmup_fraction * steps)
+    return optax.warmup_cosine_decay_schedule(
+        config.learning_rate if warmup == 0 else 0.0, config.learning_rate, warmup, max(steps, warmup + 1)
+    )
+
+
+def create_optimizer(config: OptimizerConfig, *, steps: int, decay: bool = True) -> optax.GradientTransformation:
+    """The optimiser of one stage of `steps` steps: clipping, then adamw or sgd, with the schedule of `create_schedule`.
+
+    Weight decay reaches kernels alone. `decay=False` leaves it out: a pre-training stage does not reach every layer, and
+    decay would shrink those that it does not.
+    """
+    weight_decay = config.weight_decay if decay else 0.0
+    decays = optax.add_decayed_weights(weight_decay, mask=_is_kernel)
+    rules = {
+        "adamw": (optax.scale_by_adam(), decays),
+        "sgd": (decays, optax.trace(config.momentum, nesterov=True)),
+    }
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(*clip, *rules[config.name], optax.scale_by_learning_rate(create_schedule(config, steps)))
+
+
+def _is_kernel(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
+
+
+def create_state(variables: dict[str, Any], optimizer: optax.GradientTransformation, *, step: int, averaged: bool) -> TrainState:
+    """A stage's first state: given variables, a fresh optimiser, and the average (if any) started at the variables."""
+    params, _ = split_params(variables)
+    average = jax.tree.map(jnp.copy, variables["student"]) if averaged else None
+    return TrainState(jnp.asarray(step, jnp.int32), variables, optimizer.init(params), average)
+
+
+def moving_average(average: Any, new: Any, decay: float) -> Any:
+    """decay · average + (1 − decay) · new, leaf by leaf."""
+    return jax.tree.map(lambda a, n: decay * a + (1 - decay) * n, average, new)
+
+
+def initialize_connectors(connectors: nn.Module | None, key: jax.Array, student_hidden: Any, teacher_hidden: Any) -> dict[str, Any]:
+    """Variables of a stage's connectors, for hidden features of the shapes given (trees of arrays or shape structs)."""
+    if connectors is None:
+        return {}
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (student_hidden, teacher_hidden))
+    return {"connectors": {"params": {}, **jax.jit(connectors.init)(key, *zeros)}}

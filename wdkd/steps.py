@@ -1,0 +1,123 @@
+"""One step of training and one of evaluation: pure functions of arrays. Collectives are here; mapping over devices is not."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+
+from wdkd import metrics
+from wdkd.augment import example_keys
+from wdkd.methods import Batch, Objective, Seen
+from wdkd.models import Outputs
+from wdkd.state import TrainState, join_params, moving_average, split_params
+
+Array = jax.Array
+TeacherApply = Callable[[Any, Array], Outputs]
+
+
+@struct.dataclass
+class Data:
+    """All images of a split, uint8 (n, H, W, C), and their labels, int32 (n,). Lives on every device."""
+
+    images: Array
+    labels: Array
+
+
+@struct.dataclass
+class Draw:
+    """Which images a device trains on in this step: indices (b,), partners to blend with (b,), positions in the batch (b,)."""
+
+    index: Array
+    partner: Array
+    position: Array
+
+
+@struct.dataclass
+class EvaluationDraw:
+    """Which images a device evaluates: indices (b,) and a mask (b,) that is False on padding."""
+
+    index: Array
+    mask: Array
+
+
+def pixels(images: Array) -> Array:
+    """uint8 in 0..255 to float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def make_batch(data: Data, draw: Draw, key: Array, augmentation: Callable, classes: int) -> Batch:
+    """Gathers, augments and labels one device's share of a batch. Example keys depend on `key` and position alone."""
+    keys = example_keys(key, draw.position)
+    x, own = augmentation(keys, pixels(data.images[draw.index]), pixels(data.images[draw.partner]))
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=classes)
+    labels = own[:, None] * one_hot(data.labels[draw.index]) + (1 - own[:, None]) * one_hot(data.labels[draw.partner])
+    return Batch(x, labels, jax.vmap(functools.partial(jax.random.fold_in, data=1))(keys))
+
+
+def make_train_step(
+    *,
+    student: nn.Module,
+    connectors: nn.Module | None,
+    teacher_apply: TeacherApply | None,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    augmentation: Callable,
+    ema_decay: float | None,
+    classes: int,
+    axis_name: str,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The function (state, teacher variables, data, key data, draw) -> (state, metrics), the same on every device.
+
+    It sees one device's share of the batch; gradients, statistics and metrics are averaged over `axis_name`.
+    """
+
+    def see(params: Any, rest: Any, teacher_variables: Any, labels: Array, x: Array, through_teacher: bool) -> tuple[Seen, Any]:
+        variables = join_params(params, rest)
+        student_outputs, statistics = student.apply(variables["student"], x, train=True, mutable=["batch_stats"])
+        statistics = {"student": dict(statistics)}
+        teacher_outputs, connected = None, {}
+        if teacher_apply is not None:
+            teacher_outputs = teacher_apply(teacher_variables, x if through_teacher else lax.stop_gradient(x))
+        if connectors is not None:
+            connected, changed = connectors.apply(
+                variables["connectors"], student_outputs.hidden, teacher_outputs.hidden, mutable=["batch_stats"]
+            )
+            statistics["connectors"] = dict(changed)
+        return Seen(student_outputs, teacher_outputs, connected, labels), statistics
+
+    def train_step(state: TrainState, teacher_variables: Any, data: Data, key: Array, draw: Draw) -> tuple[TrainState, dict[str, Array]]:
+        batch = make_batch(data, draw, jax.random.fold_in(jax.random.wrap_key_data(key), state.step), augmentation, classes)
+        params, rest = split_params(state.variables)
+
+        def loss(params: Any) -> tuple[Array, Any]:
+            look = functools.partial(see, params, rest, teacher_variables, batch.labels)
+            return objective(look, batch, functools.partial(lax.all_gather, axis_name=axis_name, tiled=True))
+
+        (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        gradients, statistics = lax.pmean((gradients, aux.statistics), axis_name)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, params)
+        variables = join_params(optax.apply_updates(params, updates), statistics)
+        average = state.average if ema_decay is None else moving_average(state.average, variables["student"], ema_decay)
+        seen = {"objective": value, "loss": aux.loss, "input_gradient_norm": aux.input_gradient_norm}
+        measured = lax.pmean(seen, axis_name) | {"gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, variables, optimizer_state, average), measured
+
+    return train_step
+
+
+def make_eval_step(*, apply: TeacherApply, teacher_apply: TeacherApply | None, axis_name: str) -> Callable[..., metrics.Sums]:
+    """The function (variables, teacher variables, data, draw) -> sums and counts over all devices."""
+
+    def eval_step(variables: Any, teacher_variables: Any, data: Data, draw: EvaluationDraw) -> metrics.Sums:
+        x = pixels(data.images[draw.index])
+        teacher_logits = None if teacher_apply is None else teacher_apply(teacher_variables, x).logits
+        sums = metrics.batch_sums(apply(variables, x).logits, data.labels[draw.index], draw.mask, teacher_logits)
+        return lax.psum(sums, axis_name)
+
+    return eval_step

@@ -1,0 +1,222 @@
+"""Results read from files and put in cells: mean and spread, paired differences, what must not be mixed, tables of text."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.markup
+import rich.table
+import scipy.stats
+
+from wdkd.errors import UsageError
+from wdkd.result import Result, read_result
+
+METHODS = ("ce", "kd", "fitnet", "ab", "wdkd", "sobolev")
+"""Order of the rows; other methods follow alphabetically."""
+ABSENT = "not run"
+
+Groups = dict[tuple[str, str], list[Result]]
+Warnings = dict[tuple[str, str], list[str]]
+"""Results and lines of warning, by (dataset, track)."""
+Cells = Mapping[tuple[str, int | None], list[Result]]
+"""The results of one data set and track by (method, images per class)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was made: tables for the terminal, the files written, and the lines of warning that are in them too."""
+
+    tables: list[rich.table.Table]
+    paths: list[Path]
+    warnings: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Mean of a quantity over seeds, its sample standard deviation (None for one seed) and the number of seeds."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ({self.count})" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f} ({self.count})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Mean paired difference in points and its 95 % t-interval; None for the bounds when there is one pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mean:+.2f} [n/a, 1 seed]"
+            if self.low is None
+            else f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}] ({self.count})"
+        )
+
+
+def summary(values: Iterable[float]) -> Summary:
+    """Mean and sample standard deviation (n - 1) of at least one value, in the values' own unit."""
+    values = np.asarray(list(values), np.float64)
+    return Summary(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def percent(results: Iterable[Result], quantity: str = "accuracy") -> Summary | None:
+    """Summary in % of a field of Evaluation that is a fraction; None when no result has it."""
+    values = [getattr(r.evaluation, quantity) for r in results]
+    present = [100 * v for v in values if v is not None]
+    return summary(present) if present else None
+
+
+def paired_difference(results: Sequence[Result], base: Sequence[Result]) -> Difference | None:
+    """Accuracy less that of `base` in points, over the runs of both with the same seed and the same subset.
+
+    mean +- t(0.975, k-1) s / sqrt(k) for k pairs with sample standard deviation s of the differences. None without pairs.
+    """
+    partner = {(r.seed, r.subset_hash): r.evaluation.accuracy for r in base}
+    keys = [(r.seed, r.subset_hash) for r in results]
+    found = [100 * (r.evaluation.accuracy - partner[k]) for r, k in zip(results, keys, strict=True) if k in partner]
+    if not found:
+        return None
+    s = summary(found)
+    if s.deviation is None:
+        return Difference(s.mean, None, None, 1)
+    half = float(scipy.stats.t.ppf(0.975, s.count - 1)) * s.deviation / math.sqrt(s.count)
+    return Difference(s.mean, s.mean - half, s.mean + half, s.count)
+
+
+def in_cells(results: Iterable[Result]) -> dict[tuple[str, int | None], list[Result]]:
+    """Results by (method, images per class), each cell in the order of seeds."""
+    cells: dict[tuple[str, int | None], list[Result]] = {}
+    for r in sorted(results, key=lambda r: r.seed):
+        cells.setdefault((r.method, r.n_per_class), []).append(r)
+    return cells
+
+
+def method_order(methods: Iterable[str]) -> list[str]:
+    """The methods, known ones in the order of METHODS, then the others alphabetically."""
+    methods = set(methods)
+    return [m for m in METHODS if m in methods] + sorted(methods - set(METHODS))
+
+
+def size_order(sizes: Iterable[int | None]) -> list[int | None]:
+    """Images per class ascending, then None (all of them)."""
+    return sorted(set(sizes), key=lambda n: math.inf if n is None else n)
+
+
+def size_name(n: int | None) -> str:
+    """A column's heading."""
+    return "full" if n is None else str(n)
+
+
+def run_size(n: int | None) -> str:
+    """A size inside a sentence."""
+    return "full" if n is None else f"n{n}"
+
+
+def grid(rows: Sequence[str], columns: Sequence[int | None], cell: Callable[[str, int | None], Any]) -> list[list[str]]:
+    """A table of text, heading first: one row per method, one column per number of images per class."""
+    return [["method", *map(size_name, columns)]] + [[row, *(str(cell(row, column)) for column in columns)] for row in rows]
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table of text, heading first, in Markdown."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
+
+
+def rich_table(title: str, text: Sequence[Sequence[str]]) -> rich.table.Table:
+    """A table of text, heading first, for the terminal."""
+    table = rich.table.Table(title=title)
+    for name in text[0]:
+        table.add_column(rich.markup.escape(name))
+    for row in text[1:]:
+        table.add_row(*(f"[dim]{cell}[/dim]" if cell == ABSENT else rich.markup.escape(cell) for cell in row))
+    return table
+
+
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as CSV text with a heading; None is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+# --- What was compared with what ----------------------------------------------------------------------------------------
+
+COMPARED: Mapping[str, Callable[[Result], str | None]] = {
+    "student": lambda r: f"{r.model} with {r.parameters:,} parameters",
+    "steps": lambda r: f"{r.steps:,} steps of {r.config.train.batch_size} images",
+    "teacher hash": lambda r: r.teacher_hash,
+    "evaluated split": lambda r: r.evaluation.split,
+}
+"""What all results of one table must share to be comparable; None where it does not apply."""
+
+
+def by_value(results: Iterable[Result], value: Callable[[Result], str | None]) -> dict[str, list[Result]]:
+    """Results by a value that they have, the most frequent value first; those for which it is None are left out."""
+    found: dict[str, list[Result]] = {}
+    for r in results:
+        if (v := value(r)) is not None:
+            found.setdefault(v, []).append(r)
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def runs(results: Iterable[Result]) -> str:
+    """Names runs briefly: 'kd n50 seeds 0, 1; wdkd full seed 0'."""
+    cells = in_cells(results)
+    names = []
+    for method in method_order(m for m, _ in cells):
+        for n in size_order(n for m, n in cells if m == method):
+            seeds = ", ".join(str(r.seed) for r in cells[method, n])
+            names.append(f"{method} {run_size(n)} seed{'s' if ',' in seeds else ''} {seeds}")
+    return "; ".join(names)
+
+
+def mixed(results: Sequence[Result]) -> list[str]:
+    """One line for each thing that should be the same in all results and is not, naming the runs that differ."""
+    lines = []
+    for name, value in COMPARED.items():
+        most, *others = by_value(results, value).items() or [(None, [])]
+        if others:
+            found = "; ".join(f"{v} in [{runs(rs)}]" for v, rs in others)
+            lines.append(f"results that differ in {name} are mixed here: {most[0]} in most, but {found}")
+    return lines
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_files(root: Path, paths: Sequence[Path], objection: Callable[[Path, Result], str | None]) -> tuple[Groups, Warnings]:
+    """Reads result files by (dataset, track), the first two directories below `root`; `objection` may reject one."""
+    groups, warnings = {}, {}
+    for path in paths:
+        where = path.relative_to(root)
+        try:
+            result = read_result(path)
+            reason = objection(path, result)
+            if not 0 <= result.evaluation.accuracy <= 1:
+                reason = f"its accuracy is {result.evaluation.accuracy}, outside [0, 1]; run it again"
+        except UsageError as error:
+            reason = str(error).replace(str(path), str(where))
+        if reason is None:
+            groups.setdefault(where.parts[:2], []).append(result)
+        else:
+            warnings.setdefault(where.parts[:2], []).append(f"{where} is left out: {reason}")
+    if not groups:
+        first = next((lines[0] for lines in warnings.values()), "")
+        found = f"{len(paths)} result files, none usable ({first})" if paths else "no result files"
+        raise UsageError(f"{root} holds {found}; run launch/distill.py or launch/sweep.py, or give another --results DIR")
+    return groups, warnings

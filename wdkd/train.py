@@ -1,0 +1,227 @@
+"""run(config, workdir): from a config to a trained, checkpointed and evaluated network."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from wdkd import parallel
+from wdkd.augment import create_augmentation
+from wdkd.batches import ORDER, PARTNER, batch_indices
+from wdkd.checkpoint import Checkpoints
+from wdkd.config import Config
+from wdkd.data import Split, few_shot_split, load_dataset
+from wdkd.errors import UsageError
+from wdkd.evaluate import build_result, evaluate_network
+from wdkd.methods import Stage, create_stages, stage_ends
+from wdkd.models import check_image_shape, initialize
+from wdkd.progress import Recorder
+from wdkd.result import Result, read_result, write_json, write_result
+from wdkd.run_directory import Input, Run, build_model, claim, describe_run, read_teacher
+from wdkd.state import TrainState, create_optimizer, create_state, initialize_connectors
+from wdkd.steps import Data, Draw, make_train_step
+from wdkd.teacher import Teacher, check_agreement, inference
+
+INITIAL, CONNECTORS, AUGMENTATION = 0, 1, 2
+
+
+def run(config: Config, workdir: str | os.PathLike, *, show_progress: bool = True) -> Result:
+    """Trains what `config` says in `workdir`, or goes on where an earlier call stopped, and evaluates the last step.
+
+    A finished run is returned as it is. See `architecture` in the README for what the directory holds.
+
+    Raises:
+      UsageError: for an option out of range, data or teacher that is missing or does not fit, a directory of another run,
+        a batch that the devices do not divide, or a loss that is not finite.
+    """
+    began = time.monotonic()
+    stages = create_stages(config.check().method)
+    if config.teacher is None and any(stage.needs_teacher for stage in stages):
+        raise UsageError(f"method {config.method.name!r} needs a teacher; give --teacher DIRECTORY (launch/train_teacher.py makes one)")
+    parallel.check_batch(config.train.batch_size)
+    split = few_shot_split(load_dataset(config.data), config.data, config.seed)
+    check_image_shape(split.image_shape)
+    teacher = None if config.teacher is None else read_teacher(config.teacher)
+    if teacher is not None:
+        check_agreement(teacher, classes=split.num_classes, image_shape=split.image_shape)
+    described = describe_run(config, measure_input(split))
+    build_model(config, described.input)
+    create_augmentation(config.augment, split.image_shape)
+
+    directory = claim(workdir, described, write=parallel.is_main_process())
+    finished = directory / "result.json"
+    if finished.exists():
+        return read_result(finished)
+    if parallel.is_main_process():
+        write_json(directory / "subset.json", {"sha256": split.subset_hash, "indices": split.train_indices.tolist()})
+    trainer = Trainer(described, split, teacher, stages)
+    variables, rate = trainer.train(directory, show_progress=show_progress)
+    apply = inference(trainer.student)
+    evaluation = evaluate_network(apply, variables, teacher, split)
+    result = build_result(
+        described,
+        split,
+        teacher,
+        evaluation,
+        apply=apply,
+        variables=variables,
+        step=config.train.steps,
+        wall_seconds=time.monotonic() - began,
+        examples_per_second=rate,
+    )
+    if parallel.is_main_process():
+        write_result(finished, result)
+    return result
+
+
+def measure_input(split: Split) -> Input:
+    """What the network must know of its images; mean and deviation are those of the training images' pixels."""
+    x = split.train_images.reshape(-1, split.image_shape[-1])
+    # Channel by channel: a float64 copy of all pixels of a large set would not fit.
+    channels = [x[:, c] for c in range(x.shape[1])]
+    mean = [float(c.mean(dtype=np.float64)) / 255 for c in channels]
+    std = [max(float(c.std(dtype=np.float64)) / 255, 1 / 255) for c in channels]
+    return Input(list(split.class_names), list(split.image_shape), mean, std)
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """A stage made ready to run: global steps start..end-1, its modules, and the step mapped over the devices."""
+
+    start: int
+    end: int
+    connectors: nn.Module | None
+    optimizer: optax.GradientTransformation
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Trainer:
+    """The training of one run: its stages one after the other. Holds what stays the same from step to step."""
+
+    def __init__(self, described: Run, split: Split, teacher: Teacher | None, stages: tuple[Stage, ...]) -> None:
+        config = described.config
+        self.config, self.split, self.teacher, self.stages = config, split, teacher, stages
+        self.student = build_model(config, described.input, parallel.AXIS)
+        self.ends = stage_ends(stages, config.train.steps)
+        if min(end - start for start, end in zip((0, *self.ends), self.ends, strict=False)) < 1:
+            raise UsageError(f"train.steps is {config.train.steps}; {len(stages)} stages need at least one step each")
+
+    # --- stages
+
+    def plan(self, index: int) -> StagePlan:
+        """The stage's modules, optimiser and compiled step."""
+        stage, start = self.stages[index], (0, *self.ends)[index]
+        connectors = None if stage.connectors is None else stage.connectors(axis_name=parallel.AXIS)
+        optimizer = create_optimizer(self.config.optimizer, steps=self.ends[index] - start, decay=stage.decays)
+        step = make_train_step(
+            student=self.student,
+            connectors=connectors,
+            teacher_apply=self.teacher.apply if self.teacher is not None and stage.needs_teacher else None,
+            objective=stage.objective,
+            optimizer=optimizer,
+            augmentation=create_augmentation(self.config.augment, self.split.image_shape),
+            ema_decay=self.config.optimizer.ema_decay,
+            classes=self.split.num_classes,
+            axis_name=parallel.AXIS,
+        )
+        mapped = parallel.map_over_devices(step, arguments=5, donate_first=True)
+        return StagePlan(start, self.ends[index], connectors, optimizer, mapped)
+
+    def begin(self, plan: StagePlan, student_variables: Any) -> TrainState:
+        """The first state of a stage: fresh connectors and optimiser around the student's variables."""
+        variables = {"student": student_variables}
+        if plan.connectors is not None:
+            image = jax.ShapeDtypeStruct((1, *self.split.image_shape), np.float32)
+            ours, theirs = (
+                jax.eval_shape(apply, tree, image).hidden
+                for apply, tree in ((inference(self.student), student_variables), (self.teacher.apply, self.teacher.variables))
+            )
+            key = jax.random.fold_in(self.key(CONNECTORS), plan.start)
+            variables |= initialize_connectors(plan.connectors, key, ours, theirs)
+        return create_state(variables, plan.optimizer, step=plan.start, averaged=self.config.optimizer.ema_decay is not None)
+
+    def key(self, purpose: int) -> jax.Array:
+        """The key that everything random of one purpose is folded from."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), purpose)
+
+    # --- the loop
+
+    def train(self, directory: Path, *, show_progress: bool) -> tuple[Any, float]:
+        """Trains to the last step. Returns the variables to evaluate and the images per second of this call."""
+        data = parallel.replicate(Data(self.split.train_images, self.split.train_labels))
+        teacher_variables = parallel.replicate(None if self.teacher is None else self.teacher.variables)
+        augmentation_key = parallel.replicate(jax.random.key_data(self.key(AUGMENTATION)))
+        with Checkpoints(directory / "checkpoints") as checkpoints:
+            step = checkpoints.latest() or 0
+            index = next(i for i, end in enumerate(self.ends) if step < end or end == self.config.train.steps)
+            plan = self.plan(index)
+            state = self.begin(plan, initialize(self.student, self.key(INITIAL), self.split.image_shape))
+            if step:
+                state = checkpoints.restore(step, "state", state)
+            state = parallel.replicate(state)
+            kept = directory if parallel.is_main_process() else None
+            show = show_progress and parallel.is_main_process()
+            with Recorder(kept, title=self.title(), start=step, steps=self.config.train.steps, show=show) as recorder:
+                clock = Clock(self.config.train.batch_size)
+                while step < self.config.train.steps:
+                    if step == plan.end:
+                        index += 1
+                        plan = self.plan(index)
+                        state = parallel.replicate(self.begin(plan, state.variables["student"]))
+                    state, measured = plan.step(state, teacher_variables, data, augmentation_key, self.draw(step))
+                    step += 1
+                    clock.tick(measured)
+                    self.look(step, measured, recorder, clock)
+                    if step % self.config.train.checkpoint_every == 0 and step < plan.end or step == self.config.train.steps:
+                        checkpoints.save(step, network=state.evaluated, state=state)
+        return jax.tree.map(np.asarray, state.evaluated), clock.rate
+
+    def title(self) -> str:
+        config = self.config
+        return f"{config.data.name} {config.method.name} n={config.data.n_per_class or 'full'} seed={config.seed}"
+
+    def draw(self, step: int) -> Draw:
+        """This process's part of the global batch of a step."""
+        size, batch, seed = len(self.split.train_labels), self.config.train.batch_size, self.config.seed
+        columns = (
+            batch_indices(size, batch, seed, step, ORDER),
+            batch_indices(size, batch, seed, step, PARTNER),
+            np.arange(batch, dtype=np.int32),
+        )
+        return Draw(*(parallel.share(column) for column in columns))
+
+    def look(self, step: int, measured: dict[str, jax.Array], recorder: Recorder, clock: "Clock") -> None:
+        """Stops the run at a value that is not finite; records the metrics every `log_every` steps."""
+        # Waiting for each step would keep a fast device idle; every replica sees the same values, so all stop together.
+        if step % self.config.train.log_every and step != self.config.train.steps:
+            return
+        values = {name: float(value) for name, value in measured.items()}
+        for name in ("objective", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise UsageError(f"{name} is {values[name]} at step {step}; lower optimizer.learning_rate or method.epsilon")
+        recorder.log(step, values, examples_per_second=clock.rate)
+
+
+class Clock:
+    """Images per second since the second step; the first one compiles."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size, self._steps, self._began = batch_size, 0, 0.0
+
+    def tick(self, measured: dict[str, jax.Array]) -> None:
+        if self._steps == 0:
+            jax.block_until_ready(measured)
+            self._began = time.monotonic()
+        self._steps += 1
+
+    @property
+    def rate(self) -> float:
+        return (self._steps - 1) * self._batch_size / max(time.monotonic() - self._began, 1e-9) if self._steps > 1 else 0.0
