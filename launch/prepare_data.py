@@ -16,17 +16,17 @@ import tyro
 
 from wdkd import command_line
 from wdkd.config import DataConfig
-from wdkd.data import (
+from wdkd.data import load_dataset
+from wdkd.errors import UsageError
+from wdkd.prepared import (
     check_features,
     data_directory,
     digits_directory,
     find_prepared,
     known_datasets,
-    load_dataset,
     open_prepared,
     unknown_dataset,
 )
-from wdkd.errors import UsageError
 
 CONNECT_SECONDS = 5.0
 """How long a download host may take to answer; TFDS itself would try for minutes."""

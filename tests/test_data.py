@@ -17,9 +17,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from wdkd.cache import cache_directory
 from wdkd.config import DataConfig
-from wdkd.data import cache_directory, data_directory, few_shot_split, find_prepared, load_dataset
+from wdkd.data import few_shot_split, load_dataset
 from wdkd.errors import UsageError
+from wdkd.prepared import data_directory, find_prepared
 from wdkd.subset import subset_hash
 
 DEFAULT_CACHE = str(cache_directory())

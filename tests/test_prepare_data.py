@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from wdkd.data import data_directory, find_prepared
 from wdkd.errors import UsageError
+from wdkd.prepared import data_directory, find_prepared
 
 SCRIPT = Path(__file__).parent.parent / "launch" / "prepare_data.py"
 CLOSED = "http://127.0.0.1:9"

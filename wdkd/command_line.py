@@ -72,23 +72,25 @@ class SweepArguments:
 
 def train(presets: Mapping[str, Config], *, description: str | None) -> None:
     """The main function of the scripts that train: options are edits of the preset that --preset names."""
-    name = _preset_name()
-    default = TrainArguments(workdir=tyro.MISSING, config=presets.get(name, presets["digits"]), preset=name)
+    name = _preset_name(presets)
+    default = TrainArguments(workdir=tyro.MISSING, config=presets[name], preset=name)
     main(TrainArguments, _train, description=description, default=default)
 
 
 def sweep(presets: Mapping[str, Config], *, description: str | None) -> None:
     """The main function of launch/sweep.py."""
-    name = _preset_name()
+    name = _preset_name(presets)
     grid = Grid(methods=tuple(METHODS), n_per_class=(50,), seeds=(0,))
-    default = SweepArguments(config=presets.get(name, presets["digits"]), grid=grid, preset=name)
+    default = SweepArguments(config=presets[name], grid=grid, preset=name)
     main(SweepArguments, _sweep, description=description, default=default)
 
 
-def _preset_name() -> str:
+def _preset_name(presets: Mapping[str, Config]) -> Any:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--preset", default="digits")
-    return peek.parse_known_args()[0].preset
+    peek.add_argument("--preset", nargs="?")
+    given = peek.parse_known_args()[0].preset
+    # A name that is not there is left for tyro to refuse; as a default, it would be accepted.
+    return given if given in presets else "digits"
 
 
 def _sweep(arguments: SweepArguments) -> None:

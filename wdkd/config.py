@@ -199,6 +199,15 @@ class Config:
                 f"model.norm 'batch' mixes the examples of a batch, so epsilon {max(self.method.radius, self.method.pretrain_epsilon)} "
                 "has no per-example input gradient; use --model.norm group or epsilon 0"
             )
+        if self.model.norm == "batch" and self.method.name == "sobolev":
+            raise UsageError(
+                "model.norm 'batch' mixes the examples of a batch, so sobolev has no per-example input gradient; use --model.norm group"
+            )
+        if self.method.name == "ab" and self.method.connector_norm == "batch" and self.method.pretrain_epsilon > 0:
+            raise UsageError(
+                f"method.connector_norm 'batch' mixes the examples of a batch, so pretrain_epsilon {self.method.pretrain_epsilon} has no "
+                "per-example input gradient; use --method.connector-norm group or --method.pretrain-epsilon 0"
+            )
         return self
 
 
@@ -213,7 +222,7 @@ def _student(name: str, *, validation_size: int, padding: int, flip: bool, width
 
 STUDENTS: dict[str, Config] = {
     "digits": _student("digits", validation_size=180, padding=1, flip=False, width=8, steps=300, batch_size=50),
-    "fashion_mnist": _student("fashion_mnist", validation_size=5000, padding=2, flip=True, width=16, steps=600, batch_size=64),
+    "fashion_mnist": _student("fashion_mnist", validation_size=5000, padding=1, flip=True, width=16, steps=600, batch_size=64),
     "cifar10": _student("cifar10", validation_size=5000, padding=2, flip=True, width=16, steps=600, batch_size=64),
 }
 """Presets of launch/distill.py, by data set."""
@@ -233,7 +242,7 @@ def _teacher(student: Config, *, width: int, steps: int, batch_size: int, learni
 
 TEACHERS: dict[str, Config] = {
     "digits": _teacher(STUDENTS["digits"], width=16, steps=300, batch_size=100, learning_rate=0.1),
-    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=24, steps=1720, batch_size=128, learning_rate=0.1),
+    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=32, steps=2600, batch_size=128, learning_rate=0.1),
     "cifar10": _teacher(STUDENTS["cifar10"], width=40, steps=2640, batch_size=128, learning_rate=0.1),
 }
 """Presets of launch/train_teacher.py: a run of method ce on all training images but the validation split."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from wdkd import metrics, parallel
 from wdkd.batches import evaluation_batches
-from wdkd.checkpoint import tree_hash
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.models import parameter_count
@@ -50,6 +49,7 @@ def build_result(
     *,
     apply: TeacherApply,
     variables: Any,
+    parameter_hash: str,
     step: int,
     wall_seconds: float | None = None,
     examples_per_second: float | None = None,
@@ -74,7 +74,7 @@ def build_result(
         model=f"{config.model.name} width {config.model.width} {config.model.norm} norm",
         parameters=parameter_count(variables["params"]),
         forward_flops=parallel.forward_flops(apply, variables, split.image_shape),
-        parameter_hash=tree_hash(variables),
+        parameter_hash=parameter_hash,
         steps=step,
         examples_per_second=examples_per_second,
         wall_seconds=wall_seconds,
@@ -111,7 +111,8 @@ def evaluate_checkpoint(
         check_agreement(loaded, classes=data.num_classes, image_shape=data.image_shape)
     apply = inference(trained.model)
     evaluation = evaluate_network(apply, trained.variables, loaded, data)
-    return build_result(run, data, loaded, evaluation, apply=apply, variables=trained.variables, step=trained.step)
+    known = {"variables": trained.variables, "parameter_hash": trained.hash, "step": trained.step}
+    return build_result(run, data, loaded, evaluation, apply=apply, **known)
 
 
 def _find_teacher(given: str | None, stored: str | None) -> Teacher | None:

@@ -4,8 +4,9 @@ hidden["stage1" | "stage2" | "stage3"] is what the last activation of a resoluti
 """
 
 import functools
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -47,10 +48,13 @@ class Norm(nn.Module):
         return nn.GroupNorm(num_groups=groups)(x)
 
 
+def _he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    # Drawn in two dimensions: the same numbers, but XLA compiles random bits of four dimensions for 8 seconds on CPU.
+    return nn.initializers.he_normal()(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
+
+
 def _conv(features: int, kernel: int = 3, stride: int = 1, name: str | None = None) -> nn.Conv:
-    return nn.Conv(
-        features, (kernel, kernel), (stride, stride), padding="SAME", use_bias=False, kernel_init=nn.initializers.he_normal(), name=name
-    )
+    return nn.Conv(features, (kernel, kernel), (stride, stride), padding="SAME", use_bias=False, kernel_init=_he_normal, name=name)
 
 
 def _halve(x: jax.Array) -> jax.Array:
@@ -188,6 +192,18 @@ def check_image_shape(shape: Sequence[int]) -> None:
     height, width, channels = shape
     if min(height, width) < MIN_SIDE or channels not in (1, 3):
         raise UsageError(f"images are {height}×{width}×{channels}; networks take sides of at least {MIN_SIDE} and 1 or 3 channels")
+
+
+def apply_network(model: nn.Module, variables: Mapping[str, Any], x: jax.Array, **options: Any) -> Any:
+    """`model.apply` with the pixels' mean and deviation taken from variables["input"], where it is there.
+
+    As arguments instead of constants of the module, they let one compiled step serve every subset of a data set.
+    """
+    given = variables.get("input")
+    if given is None:
+        return model.apply(variables, x, **options)
+    rest = {name: tree for name, tree in variables.items() if name != "input"}
+    return model.clone(mean=given["mean"], std=given["std"]).apply(rest, x, **options)
 
 
 def initialize(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:

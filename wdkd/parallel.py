@@ -1,15 +1,14 @@
 """Devices and processes: the only file that says pmap, or jax.distributed."""
 
 import functools
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from wdkd.cache import cache_directory
 from wdkd.errors import UsageError
 
 AXIS = "devices"
@@ -28,6 +27,8 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
         return
     if not all(given):
         raise UsageError("several processes need --coordinator HOST:PORT, --processes N and --process-id I together")
+    if processes < 1:
+        raise UsageError(f"processes is {processes}; it must be at least 1")
     if not 0 <= process_id < processes:
         raise UsageError(f"process id is {process_id}; it must be between 0 and {processes - 1}")
     try:
@@ -39,8 +40,7 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
 
 def enable_compilation_cache() -> None:
     """Keeps compiled steps on disk ($WDKD_CACHE_DIR or ~/.cache/wdkd), so that a second run of a configuration starts at once."""
-    root = Path(os.environ.get("WDKD_CACHE_DIR") or Path.home() / ".cache" / "wdkd")
-    jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -90,6 +90,8 @@ def map_over_devices(step: Callable, arguments: int, *, donate_first: bool = Fal
 
 
 def _compile(mapped: Any, args: tuple) -> Callable:
+    if jax.process_count() > 1:
+        return mapped  # pmap takes this process's rows, as `share` gives them; a program compiled ahead wants those of all.
     lowered = mapped.lower(*args)
     if jax.default_backend() != "cpu":
         return lowered.compile()

@@ -10,8 +10,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
-from wdkd import checkpoint
+from wdkd import checkpoint, parallel
 from wdkd.config import Config, differences, from_dict, to_dict
 from wdkd.errors import UsageError
 from wdkd.models import create_model, initialize
@@ -29,6 +30,11 @@ class Input:
     image_shape: list[int]
     mean: list[float]
     std: list[float]
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Mean and deviation, (channels,) float32 each, as `models.apply_network` takes them."""
+        return {"mean": np.asarray(self.mean, np.float32), "std": np.asarray(self.std, np.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,25 +65,29 @@ def _revision() -> str:
         return "unknown"
 
 
-def claim(workdir: str | os.PathLike, run: Run, *, write: bool) -> Path:
-    """Makes `workdir` this run's directory, or finds that it already is.
+def check_workdir(workdir: str | os.PathLike, config: Config) -> Path:
+    """The absolute path of a directory that is empty, not there yet, or this config's already.
 
     Raises:
-      UsageError: if it holds a run with another config (named field by field), or something else, or cannot be written.
+      UsageError: if it holds a run with another config (named field by field), or something else.
     """
     directory = Path(workdir).absolute()
-    stored = directory / "config.json"
-    if stored.exists():
-        if changed := differences(read_run(directory).config, run.config):
+    if (directory / "config.json").exists():
+        if changed := differences(read_run(directory).config, config):
             raise UsageError(f"{directory} holds another run ({'; '.join(changed[:4])}, stored and given); give another --workdir")
-        return directory
-    if directory.exists() and not directory.is_dir():
+    elif directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file; give a new --workdir")
-    if directory.is_dir() and any(directory.iterdir()):
+    # Only the process that writes looks: to the others of a run, it may be just making the directory.
+    elif parallel.is_main_process() and directory.is_dir() and any(directory.iterdir()):
         raise UsageError(f"{directory} holds files but no run (no config.json); give an empty or new --workdir")
-    if write:
-        write_json(stored, to_dict(run))
     return directory
+
+
+def start(directory: Path, run: Run, subset: dict[str, Any]) -> None:
+    """Writes config.json and subset.json, unless they are there. Raises UsageError if the directory cannot be written."""
+    if parallel.is_main_process() and not (directory / "config.json").exists():
+        write_json(directory / "subset.json", subset)
+        write_json(directory / "config.json", to_dict(run))
 
 
 def read_run(directory: str | os.PathLike) -> Run:
@@ -92,7 +102,10 @@ def read_run(directory: str | os.PathLike) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A network read back from its run: the module, the variables that are evaluated, and the step they are from."""
+    """A network read back from its run: the module, the variables for `models.apply_network`, and the step they are from.
+
+    `hash` is that of what was trained, without the statistics of the input.
+    """
 
     run: Run
     model: nn.Module
@@ -107,7 +120,7 @@ def read_trained(directory: str | os.PathLike) -> Trained:
     model = build_model(run.config, run.input)
     like = jax.eval_shape(lambda key: initialize(model, key, run.input.image_shape), jax.random.key(0))
     step, variables = checkpoint.read_network(Path(directory) / "checkpoints", like)
-    return Trained(run, model, variables, step, checkpoint.tree_hash(variables))
+    return Trained(run, model, variables | {"input": run.input.arrays}, step, checkpoint.tree_hash(variables))
 
 
 def build_model(config: Config, given: Input, axis_name: str | None = None) -> nn.Module:
@@ -116,8 +129,11 @@ def build_model(config: Config, given: Input, axis_name: str | None = None) -> n
 
 
 def read_teacher(directory: str | os.PathLike) -> Teacher:
-    """The network of a run as a teacher, with its test accuracy where the run is finished."""
-    trained = read_trained(directory)
+    """The network of a run as a teacher, with its test accuracy where the run is finished. Raises UsageError as `read_trained`."""
+    try:
+        trained = read_trained(directory)
+    except UsageError as error:
+        raise UsageError(f"teacher: {error}") from error
     finished = Path(directory) / "result.json"
     return Teacher(
         apply=inference(trained.model),

@@ -14,7 +14,7 @@ from jax import lax
 from wdkd import metrics
 from wdkd.augment import example_keys
 from wdkd.methods import Batch, Objective, Seen
-from wdkd.models import Outputs
+from wdkd.models import Outputs, apply_network
 from wdkd.state import TrainState, join_params, moving_average, split_params
 
 Array = jax.Array
@@ -27,6 +27,8 @@ class Data:
 
     images: Array
     labels: Array
+    input: dict[str, Array] | None = None
+    """{"mean", "std"} of the training pixels, (channels,) each, for `models.apply_network`; None: those in the module."""
 
 
 @struct.dataclass
@@ -77,9 +79,10 @@ def make_train_step(
     It sees one device's share of the batch; gradients, statistics and metrics are averaged over `axis_name`.
     """
 
-    def see(params: Any, rest: Any, teacher_variables: Any, labels: Array, x: Array, through_teacher: bool) -> tuple[Seen, Any]:
+    def see(params: Any, rest: Any, given: Any, teacher_variables: Any, labels: Array, x: Array, through_teacher: bool) -> tuple[Seen, Any]:
         variables = join_params(params, rest)
-        student_outputs, statistics = student.apply(variables["student"], x, train=True, mutable=["batch_stats"])
+        own = variables["student"] if given is None else variables["student"] | {"input": given}
+        student_outputs, statistics = apply_network(student, own, x, train=True, mutable=["batch_stats"])
         statistics = {"student": dict(statistics)}
         teacher_outputs, connected = None, {}
         if teacher_apply is not None:
@@ -96,7 +99,7 @@ def make_train_step(
         params, rest = split_params(state.variables)
 
         def loss(params: Any) -> tuple[Array, Any]:
-            look = functools.partial(see, params, rest, teacher_variables, batch.labels)
+            look = functools.partial(see, params, rest, data.input, teacher_variables, batch.labels)
             return objective(look, batch, functools.partial(lax.all_gather, axis_name=axis_name, tiled=True))
 
         (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import rich.markup
 import rich.table
-import scipy.stats
+import scipy.special
 
 from wdkd.errors import UsageError
 from wdkd.result import Result, read_result
@@ -91,7 +91,7 @@ def paired_difference(results: Sequence[Result], base: Sequence[Result]) -> Diff
     s = summary(found)
     if s.deviation is None:
         return Difference(s.mean, None, None, 1)
-    half = float(scipy.stats.t.ppf(0.975, s.count - 1)) * s.deviation / math.sqrt(s.count)
+    half = float(scipy.special.stdtrit(s.count - 1, 0.975)) * s.deviation / math.sqrt(s.count)
     return Difference(s.mean, s.mean - half, s.mean + half, s.count)
 
 

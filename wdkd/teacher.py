@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from wdkd.errors import UsageError
-from wdkd.models import Outputs
+from wdkd.models import Outputs, apply_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ def inference(model: nn.Module) -> Callable[[Any, jax.Array], Outputs]:
     """A Linen network as (variables, x) -> Outputs with its running statistics fixed."""
 
     def apply(variables: Any, x: jax.Array) -> Outputs:
-        return model.apply(variables, x, train=False)
+        return apply_network(model, variables, x, train=False)
 
     return apply
 

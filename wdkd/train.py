@@ -16,7 +16,7 @@ import optax
 from wdkd import parallel
 from wdkd.augment import create_augmentation
 from wdkd.batches import ORDER, PARTNER, batch_indices
-from wdkd.checkpoint import Checkpoints
+from wdkd.checkpoint import Checkpoints, tree_hash
 from wdkd.config import Config
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
@@ -24,8 +24,8 @@ from wdkd.evaluate import build_result, evaluate_network
 from wdkd.methods import Stage, create_stages, stage_ends
 from wdkd.models import check_image_shape, initialize
 from wdkd.progress import Recorder
-from wdkd.result import Result, read_result, write_json, write_result
-from wdkd.run_directory import Input, Run, build_model, claim, describe_run, read_teacher
+from wdkd.result import Result, read_result, write_result
+from wdkd.run_directory import Input, Run, build_model, check_workdir, describe_run, read_teacher, start
 from wdkd.state import TrainState, create_optimizer, create_state, initialize_connectors
 from wdkd.steps import Data, Draw, make_train_step
 from wdkd.teacher import Teacher, check_agreement, inference
@@ -47,23 +47,20 @@ def run(config: Config, workdir: str | os.PathLike, *, show_progress: bool = Tru
     if config.teacher is None and any(stage.needs_teacher for stage in stages):
         raise UsageError(f"method {config.method.name!r} needs a teacher; give --teacher DIRECTORY (launch/train_teacher.py makes one)")
     parallel.check_batch(config.train.batch_size)
+    directory = check_workdir(workdir, config)
+    finished = directory / "result.json"
+    if finished.exists():
+        return read_result(finished)
     split = few_shot_split(load_dataset(config.data), config.data, config.seed)
     check_image_shape(split.image_shape)
     teacher = None if config.teacher is None else read_teacher(config.teacher)
     if teacher is not None:
         check_agreement(teacher, classes=split.num_classes, image_shape=split.image_shape)
     described = describe_run(config, measure_input(split))
-    build_model(config, described.input)
-    create_augmentation(config.augment, split.image_shape)
-
-    directory = claim(workdir, described, write=parallel.is_main_process())
-    finished = directory / "result.json"
-    if finished.exists():
-        return read_result(finished)
-    if parallel.is_main_process():
-        write_json(directory / "subset.json", {"sha256": split.subset_hash, "indices": split.train_indices.tolist()})
     trainer = Trainer(described, split, teacher, stages)
-    variables, rate = trainer.train(directory, show_progress=show_progress)
+    start(directory, described, {"sha256": split.subset_hash, "indices": split.train_indices.tolist()})
+    trained, rate = trainer.train(directory, show_progress=show_progress)
+    variables = trained | {"input": described.input.arrays}
     apply = inference(trainer.student)
     evaluation = evaluate_network(apply, variables, teacher, split)
     result = build_result(
@@ -73,6 +70,7 @@ def run(config: Config, workdir: str | os.PathLike, *, show_progress: bool = Tru
         evaluation,
         apply=apply,
         variables=variables,
+        parameter_hash=tree_hash(trained),
         step=config.train.steps,
         wall_seconds=time.monotonic() - began,
         examples_per_second=rate,
@@ -109,10 +107,12 @@ class Trainer:
     def __init__(self, described: Run, split: Split, teacher: Teacher | None, stages: tuple[Stage, ...]) -> None:
         config = described.config
         self.config, self.split, self.teacher, self.stages = config, split, teacher, stages
+        self.input = described.input.arrays
+        self.augmentation = create_augmentation(config.augment, split.image_shape)
         self.student = build_model(config, described.input, parallel.AXIS)
         self.ends = stage_ends(stages, config.train.steps)
         if min(end - start for start, end in zip((0, *self.ends), self.ends, strict=False)) < 1:
-            raise UsageError(f"train.steps is {config.train.steps}; {len(stages)} stages need at least one step each")
+            raise UsageError(f"train.steps is {config.train.steps}; {len(stages)} stages need at least {len(stages)}")
 
     # --- stages
 
@@ -127,7 +127,7 @@ class Trainer:
             teacher_apply=self.teacher.apply if self.teacher is not None and stage.needs_teacher else None,
             objective=stage.objective,
             optimizer=optimizer,
-            augmentation=create_augmentation(self.config.augment, self.split.image_shape),
+            augmentation=self.augmentation,
             ema_decay=self.config.optimizer.ema_decay,
             classes=self.split.num_classes,
             axis_name=parallel.AXIS,
@@ -156,7 +156,7 @@ class Trainer:
 
     def train(self, directory: Path, *, show_progress: bool) -> tuple[Any, float]:
         """Trains to the last step. Returns the variables to evaluate and the images per second of this call."""
-        data = parallel.replicate(Data(self.split.train_images, self.split.train_labels))
+        data = parallel.replicate(Data(self.split.train_images, self.split.train_labels, self.input))
         teacher_variables = parallel.replicate(None if self.teacher is None else self.teacher.variables)
         augmentation_key = parallel.replicate(jax.random.key_data(self.key(AUGMENTATION)))
         with Checkpoints(directory / "checkpoints") as checkpoints:

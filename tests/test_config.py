@@ -1,0 +1,241 @@
+"""A config survives JSON, names what is wrong with it, and tells two runs apart."""
+
+import dataclasses
+import json
+import math
+import random
+import typing
+from typing import Literal, get_args, get_origin
+
+import pytest
+from conftest import edit
+
+from wdkd.config import STUDENTS, TEACHERS, Config, MethodConfig, differences, from_dict, to_dict
+from wdkd.errors import UsageError
+
+PRESETS = {f"student-{k}": v for k, v in STUDENTS.items()} | {f"teacher-{k}": v for k, v in TEACHERS.items()} | {"default": Config()}
+
+
+def options(cls=Config, prefix=""):
+    """{dotted name: type} of every option."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        found |= options(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return found
+
+
+OPTIONS = options()
+
+
+def get(config, path):
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def some_value(hint, draw, other_than):
+    """A value of the type, other than the one given; not necessarily in range."""
+    choices = get_args(hint) if get_origin(hint) not in (None, Literal) else (hint,)
+    made = {
+        int: lambda: draw.randrange(-5, 10**9),
+        float: lambda: draw.choice([draw.uniform(-1, 9), 10 ** draw.uniform(-30, 30), 0.1 + 0.2, 3.0]),
+        str: lambda: "".join(draw.choices("aä/\"\\ \n'{}☃", k=5)),
+        bool: lambda: draw.random() < 0.5,
+        type(None): lambda: None,
+    }
+    while True:
+        choice = draw.choice(choices)
+        value = draw.choice(get_args(choice)) if get_origin(choice) is Literal else made[choice]()
+        if value != other_than:
+            return value
+
+
+def through_json(config):
+    return from_dict(Config, json.loads(json.dumps(to_dict(config))))
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_every_preset_is_in_range_and_survives_json(config):
+    assert config.check() is config
+    assert through_json(config) == config
+
+
+def test_presets_say_which_data_set_they_are_for():
+    assert all(presets[name].data.name == name for presets in (STUDENTS, TEACHERS) for name in presets)
+    assert all(config.method.name == "ce" and config.data.n_per_class is None for config in TEACHERS.values())
+    assert set(STUDENTS) == set(TEACHERS)
+
+
+def test_any_values_survive_json_and_are_named_as_differences():
+    draw, seen = random.Random(0), set()
+    for _ in range(300):
+        base = draw.choice(list(PRESETS.values()))
+        changed = {path: some_value(OPTIONS[path], draw, get(base, path)) for path in draw.sample(sorted(OPTIONS), draw.randrange(1, 6))}
+        config = edit(base, changed)
+        restored = through_json(config)
+        assert restored == config and hash(restored) == hash(config)
+        assert [type(get(restored, path)) for path in OPTIONS] == [type(get(config, path)) for path in OPTIONS]
+        assert sorted(differences(base, config)) == sorted(f"{path}: {get(base, path)}, {value}" for path, value in changed.items())
+        assert differences(config, restored) == []
+        seen |= set(changed)
+    assert seen == set(OPTIONS), "every option was tried"
+
+
+def test_a_whole_number_in_json_stands_for_a_float():
+    values = to_dict(Config())
+    values["method"]["temperature"] = 4
+    restored = from_dict(Config, values)
+    assert restored == Config() and type(restored.method.temperature) is float
+
+
+def test_differences_of_nan_is_none():
+    config = edit(Config(), {"method.temperature": math.nan})
+    assert differences(config, through_json(config)) == []
+
+
+def broken(change):
+    """The text of the UsageError that reading the changed default config ends in."""
+    values = to_dict(Config())
+    change(values)
+    with pytest.raises(UsageError) as caught:
+        from_dict(Config, values, where="run/config.json")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_unknown_field_is_named_with_the_near_one():
+    text = broken(lambda values: values["method"].update(temprature=3.0))
+    assert "run/config.json.method" in text and "'temprature'" in text and "did you mean 'temperature'" in text
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_a_missing_field_is_named(path):
+    *parts, name = path.split(".")
+
+    def change(values):
+        for part in parts:
+            values = values[part]
+        del values[name]
+
+    text = broken(change)
+    assert f"{'.'.join(['run/config.json', *parts])} lacks the field {name!r}" in text
+
+
+WRONG = {
+    "train.steps": [True, 1.5, "3", None, [3]],
+    "method.temperature": ["4", None, True, {}],
+    "method.epsilon": ["none", False],
+    "method.through_teacher": [1, "True", None],
+    "data.n_per_class": ["10", 10.0, True],
+    "data.name": [1, None],
+    "method.aggregate": ["median", None, 1],
+    "method.ground_norm": [2, "3"],
+    "augment.name": ["None", None],
+    "teacher": [3, ["a"]],
+    "seed": ["0", 0.0, None, False],
+    "method": [None, 3, []],
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in WRONG.items() for value in values])
+def test_a_wrong_type_is_named_with_its_value(path, value):
+    *parts, name = path.split(".")
+
+    def change(values):
+        for part in parts:
+            values = values[part]
+        values[name] = value
+
+    text = broken(change)
+    assert text.startswith(f"run/config.json.{path} is {value!r}; it must be ")
+
+
+@pytest.mark.parametrize("value", [None, 3, [], "text"])
+def test_what_is_no_object_is_refused(value):
+    with pytest.raises(UsageError, match="must be an object with the fields of Config"):
+        from_dict(Config, value)
+
+
+NAN, INF = math.nan, math.inf
+LIMITS = {
+    "data.n_per_class": ([1, None], [0, -1]),
+    "data.validation_size": ([0, 7], [-1]),
+    "model.width": ([1, 1024], [0, -4, 1025]),
+    "method.temperature": ([1e-3, 100.0], [0.0, -1.0, NAN, INF, -INF]),
+    "method.epsilon": ([None, 0.0, 3.0], [-1e-9, NAN, INF, -INF]),
+    "method.pretrain_epsilon": ([0.0, 3.0], [-0.5, NAN, INF]),
+    "method.sobolev_weight": ([0.0, 3.0], [-0.5, NAN, INF]),
+    "method.ab_margin": ([0.1], [0.0, -1.0, NAN, INF]),
+    "method.pretrain_fraction": ([0.01, 0.99], [0.0, 1.0, -0.1, 2.0, NAN, INF]),
+    "augment.padding": ([0, 4], [-1]),
+    "optimizer.learning_rate": ([1e-6], [0.0, -1e-3, NAN, INF]),
+    "optimizer.warmup_fraction": ([0.0, 0.99], [1.0, -0.1, NAN, INF]),
+    "optimizer.weight_decay": ([0.0], [-1e-4, NAN, INF]),
+    "optimizer.momentum": ([0.0, 0.99], [1.0, -0.1, NAN, INF]),
+    "optimizer.clip_norm": ([None, 0.1], [0.0, -1.0, NAN, INF]),
+    "optimizer.ema_decay": ([None, 0.999], [0.0, 1.0, -0.5, NAN, INF]),
+    "train.steps": ([1], [0, -1]),
+    "train.batch_size": ([1], [0, -64]),
+    "train.log_every": ([1], [0, -1]),
+    "train.checkpoint_every": ([1], [0, -1]),
+    "seed": ([0, 2**31 - 1], [-1, 2**31]),
+}
+
+
+def test_every_number_has_limits_that_are_tested():
+    numbers = {path for path, hint in OPTIONS.items() if hint in (int, float) or {int, float} & set(get_args(hint))}
+    assert numbers == set(LIMITS)
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, (good, _) in LIMITS.items() for value in good])
+def test_values_within_limits_pass(path, value):
+    edit(Config(), {path: value}).check()
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, (_, bad) in LIMITS.items() for value in bad])
+def test_values_out_of_limits_are_named_with_the_limit(path, value):
+    with pytest.raises(UsageError) as caught:
+        edit(Config(), {path: value}).check()
+    text = str(caught.value)
+    assert text.startswith(f"{path} is {value}; it must be ") and "\n" not in text
+
+
+def test_evaluating_on_a_validation_split_needs_one():
+    with pytest.raises(UsageError, match="data.validation_size is 0; it must be above 0 to evaluate on validation"):
+        edit(Config(), {"data.validation_size": 0, "data.evaluate_on": "validation"}).check()
+
+
+@pytest.mark.parametrize(
+    ("edits", "refused"),
+    [
+        ({"method.name": "wdkd"}, True),
+        ({"method.name": "wdkd", "method.epsilon": 0.0}, False),
+        ({"method.name": "kd"}, False),
+        ({"method.name": "kd", "method.epsilon": 0.1}, True),
+        ({"method.name": "ab", "method.pretrain_epsilon": 0.1}, True),
+        ({"method.name": "sobolev"}, True),
+    ],
+)
+def test_batch_norm_is_refused_where_input_gradients_are_needed(edits, refused):
+    config = edit(Config(), {"model.norm": "batch"} | edits)
+    if refused:
+        with pytest.raises(UsageError, match="model.norm 'batch' mixes the examples of a batch.* use --model.norm group"):
+            config.check()
+    else:
+        config.check()
+    edit(config, {"model.norm": "group", "method.connector_norm": "group"}).check()
+
+
+def test_batch_norm_in_connectors_is_refused_where_input_gradients_go_through_them():
+    config = edit(Config(), {"method.name": "ab", "method.pretrain_epsilon": 0.1})
+    with pytest.raises(UsageError, match="method.connector_norm 'batch' mixes the examples of a batch.* use --method.connector-norm group"):
+        config.check()
+    for edits in ({"method.pretrain_epsilon": 0.0}, {"method.connector_norm": "none"}, {"method.name": "fitnet"}):
+        edit(config, edits).check()
+
+
+def test_the_radius_is_the_methods_own_unless_given():
+    assert MethodConfig(name="wdkd").radius == 0.03
+    assert MethodConfig(name="kd").radius == 0.0
+    assert MethodConfig(name="wdkd", epsilon=0.0).radius == 0.0
+    assert MethodConfig(name="kd", epsilon=0.5).radius == 0.5

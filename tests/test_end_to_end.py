@@ -1,0 +1,148 @@
+"""Every method from a config to a result that can be read, repeated and evaluated again."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import METHODS, files, method_config, tiny
+
+from wdkd.data import few_shot_split, load_dataset
+from wdkd.evaluate import evaluate_checkpoint
+from wdkd.prepared import find_prepared
+from wdkd.result import read_result, results_path
+from wdkd.run_directory import read_run, read_trained
+from wdkd.sweep import Grid, expand, run_sweep
+from wdkd.train import run
+
+pytestmark = pytest.mark.timeout(900)
+SCALARS = {"objective", "loss", "gradient_norm"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_a_complete_directory(method, finished_run, teacher_run):
+    directory, result = finished_run(method)
+    config = method_config(method, teacher_run[0])
+    assert read_result(directory / "result.json") == result
+    assert result.config == config == read_run(directory).config
+    assert (result.method, result.seed, result.steps, result.train_size, result.n_per_class) == (method, 0, 6, 200, 20)
+    assert result.epsilon == {"wdkd": 0.03, "ab": 0.05}.get(method, 0.0)
+    assert result.track == {"kd": "matching", "wdkd": "flip_crop"}.get(method, "plain")
+
+    subset = json.loads((directory / "subset.json").read_text())
+    indices = np.array(subset["indices"], np.int64)
+    split = few_shot_split(load_dataset(config.data), config.data, config.seed)
+    assert np.array_equal(indices, split.train_indices) and len(set(subset["indices"])) == 200
+    assert subset["sha256"] == result.subset_hash == split.subset_hash == hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line.pop("step") for line in lines] == [1, 2, 3, 4, 5, 6]
+    worst_case = {"wdkd": range(6), "ab": range(3, 6)}.get(method, ())
+    for step, line in enumerate(lines):
+        assert set(line) == SCALARS | ({"input_gradient_norm"} if step in worst_case else set())
+        assert np.isfinite(list(line.values())).all()
+        # Eq. 2: the objective is the loss plus epsilon times the input gradients' norm.
+        if method != "sobolev":
+            penalty = result.epsilon * line.get("input_gradient_norm", 0.0)
+            assert line["objective"] == pytest.approx(line["loss"] + penalty, rel=1e-5)
+            assert penalty > 0 or step not in worst_case
+    assert sum(path.stat().st_size for path in (directory / "events").glob("events.*")) > 300
+
+    found = result.evaluation
+    assert found.count == 540 == np.sum(found.confusion)
+    assert found.accuracy == np.trace(found.confusion) / 540
+    if method == "ce":
+        assert (result.teacher_hash, result.teacher_path, found.agreement) == (None, None, None)
+    else:
+        assert result.teacher_hash == teacher_run[1].parameter_hash
+        assert result.teacher_accuracy == teacher_run[1].evaluation.accuracy
+        assert result.teacher_path == str(teacher_run[0])
+    assert result.parameter_hash == read_trained(directory).hash
+
+
+def test_methods_differ(finished_run):
+    assert len({finished_run(method)[1].parameter_hash for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize("method", ["kd", "ab"])
+def test_evaluating_the_checkpoint_gives_exactly_the_result(method, finished_run):
+    """For kd, of the averaged parameters."""
+    directory, result = finished_run(method)
+    before = files(directory)
+    again = evaluate_checkpoint(directory)
+    assert again.evaluation == result.evaluation
+    assert again.evaluation.agreement is not None
+    unmeasured = {"wall_seconds": None, "examples_per_second": None}
+    assert again == dataclasses.replace(result, **unmeasured)
+    assert files(directory) == before
+
+
+def test_a_checkpoint_can_be_evaluated_on_validation(finished_run):
+    directory, result = finished_run("kd")
+    found = evaluate_checkpoint(directory, split="validation").evaluation
+    assert (found.split, found.count) == ("validation", 180)
+    assert found.confusion != result.evaluation.confusion
+
+
+def test_the_teacher_is_better_than_chance_and_distillation_follows_it(teacher_run, tmp_path):
+    """Chance is 10 ± 1.3 % on 540 images."""
+    config = tiny(method__name="kd", teacher=str(teacher_run[0]), optimizer__learning_rate=0.02, train__steps=60, train__log_every=20)
+    found = run(config, tmp_path / "run", show_progress=False).evaluation
+    assert teacher_run[1].evaluation.accuracy > 0.2
+    assert found.accuracy > 0.2 and found.agreement > 0.2
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [20, 40, 60]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_seed_decides_everything(finished_run, tmp_path):
+    _, first = finished_run("ce")
+    again = run(method_config("ce", None), tmp_path / "again", show_progress=False)
+    other = run(method_config("ce", None, seed=1), tmp_path / "other", show_progress=False)
+    assert again.parameter_hash == first.parameter_hash
+    assert (again.evaluation, again.subset_hash) == (first.evaluation, first.subset_hash)
+    assert other.parameter_hash != first.parameter_hash and other.subset_hash != first.subset_hash
+
+
+def test_a_sweep_goes_on_after_a_failed_run_and_skips_finished_ones(finished_run, tmp_path, capsys):
+    """Slow: the runs are in processes of their own."""
+    base = method_config("ce", None, teacher=str(tmp_path / "missing"))
+    jobs = expand(Grid(methods=("kd", "ce"), n_per_class=(20,), seeds=(0,)), base, tmp_path / "runs", tmp_path / "results")
+    assert [job.config.method.name for job in jobs] == ["kd", "ce"]
+    finished = jobs[1].workdir / "result.json"
+    written = []
+    for _ in range(2):
+        failed = run_sweep(jobs, workers=1)
+        assert [job for job, _ in failed] == [jobs[0]]
+        assert f"{tmp_path / 'missing'} is not a directory" in failed[0][1] and "\n" not in failed[0][1]
+        assert f"{jobs[0].workdir}: failed" in capsys.readouterr().err
+        assert not jobs[0].workdir.exists()
+        written.append((finished.stat().st_mtime_ns, finished.read_bytes()))
+    assert written[0] == written[1], "the second sweep took the finished run as it was"
+    result = read_result(finished)
+    assert result.parameter_hash == finished_run("ce")[1].parameter_hash, "another process, the same bits"
+    published = results_path(tmp_path / "results", result)
+    assert read_result(published) == result
+    assert [path for path in files(tmp_path / "results") if path.endswith(".json")] == [str(published.relative_to(tmp_path / "results"))]
+
+
+def fashion_mnist_is_prepared():
+    given = os.environ.get("TFDS_DATA_DIR")
+    return bool(given) and find_prepared("fashion_mnist", Path(given)) is not None
+
+
+@pytest.mark.skipif(not fashion_mnist_is_prepared(), reason="no real images: TFDS_DATA_DIR does not hold fashion_mnist")
+def test_a_student_of_fashion_mnist(tmp_path):
+    """Three steps on real images, 5 of each class; all 10,000 test images are evaluated."""
+    data = {"data__name": "fashion_mnist", "data__n_per_class": 5, "data__validation_size": 5000, "train__steps": 3}
+    taught = run(tiny(**data), tmp_path / "teacher", show_progress=False)
+    student = tiny(**data, method__name="kd", teacher=str(tmp_path / "teacher"), augment__name="matching")
+    found = run(student, tmp_path / "student", show_progress=False)
+    assert found.evaluation.count == 10_000 == np.sum(found.evaluation.confusion)
+    assert np.sum(found.evaluation.confusion, axis=1).tolist() == [1000] * 10
+    assert found.train_size == 50 and found.subset_hash == taught.subset_hash
+    assert found.evaluation.class_names[0] == "T-shirt/top"
+    assert read_run(tmp_path / "student").input.image_shape == [28, 28, 1]
