@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo tables test lint clean
 
 # One stamp per list of requirements: a changed list installs again, an unchanged one costs nothing.
 .venv/stamp: requirements.txt setup.cfg pyproject.toml
@@ -16,6 +16,19 @@ demo: setup
 	$(BIN)/python launch/train_teacher.py --preset digits --workdir demo/teacher
 	$(BIN)/python launch/sweep.py --preset digits --teacher demo/teacher --n-per-class 5 10 --seeds 0 1 2 --workers 2 --workdir demo/runs --results demo/results
 	$(BIN)/python launch/report.py --results demo/results
+
+# What results/ holds of real data, small enough for two CPU cores. Needs TFDS_DATA_DIR; killed, it goes on where it was.
+BUDGET := --train.steps 400 --train.batch-size 32 --n-per-class 50
+TABLES := fashion_mnist cifar10
+tables: $(TABLES:%=tables-%)
+	$(BIN)/python launch/report.py --tuning True
+	$(BIN)/python launch/report.py
+
+tables-%: setup
+	$(BIN)/python launch/train_teacher.py --preset $* --workdir runs/$*-teacher
+	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --workdir runs/tuning \
+	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.03 0.1 0.3
+	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
 
 test: setup lint
 	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300

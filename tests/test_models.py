@@ -24,6 +24,14 @@ SIDES = {  # Heights and widths of the three stages, by hand.
 NETWORKS = ["cnn", "resnet8", "resnet20", "wrn_10_1", "wrn_16_2"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile():
+    """Compiling takes nearly all the time of these tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def network(name="cnn", norm="group", *, width=4, classes=3, channels=1, mean=0.4, std=0.3, axis_name=None):
     config = ModelConfig(name, width, norm)
     return create_model(config, classes=classes, mean=[mean] * channels, std=[std] * channels, axis_name=axis_name)

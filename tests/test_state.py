@@ -65,7 +65,9 @@ def close(a, b):
 # --- schedule -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("steps", "fraction", "warmup"), [(10, 0.0, 0), (10, 0.3, 3), (7, 0.05, 0), (60, 0.05, 3), (4, 0.99, 4), (1, 0.05, 0)])
+@pytest.mark.parametrize(
+    ("steps", "fraction", "warmup"), [(10, 0.0, 0), (10, 0.3, 3), (7, 0.05, 0), (60, 0.05, 3), (4, 0.99, 4), (1, 0.05, 0)]
+)
 def test_schedule_is_a_linear_warmup_and_a_cosine_to_zero(steps, fraction, warmup):
     schedule = create_schedule(OptimizerConfig(learning_rate=0.7, warmup_fraction=fraction), steps)
     expected = [cosine(step, 0.7, warmup, steps) for step in range(steps)]
