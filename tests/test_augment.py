@@ -12,6 +12,23 @@ from wdkd.errors import UsageError
 SHAPE = (5, 6, 2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile():
+    """Compiling takes nearly all the time of these tests."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def for_each(function):
+    """`function` of a key and more, compiled for many keys."""
+    return jax.jit(lambda keys, *rest: jax.vmap(lambda key: function(key, *rest))(keys))
+
+
+def compiled(*config, **options):
+    return jax.jit(create_augmentation(AugmentConfig(*config, **options), SHAPE))
+
+
 def images(seed, *leading):
     return np.random.default_rng(seed).uniform(size=(*leading, *SHAPE)).astype(np.float32)
 
@@ -46,7 +63,7 @@ def members(views, allowed):
 
 def test_flip_mirrors_half_of_the_time():
     image = images(0)
-    found = members(jax.vmap(flip, (0, None))(keys(0, 400), image), np.array([image, image[:, ::-1]]))
+    found = members(for_each(flip)(keys(0, 400), image), np.array([image, image[:, ::-1]]))
     assert abs(found.mean() - 0.5) < 0.1
 
 
@@ -55,7 +72,7 @@ def test_crop_is_one_of_all_shifts_and_each_as_likely(padding):
     image, draws = images(1), 4000
     allowed = shifts(image, padding)
     assert len(allowed) == (2 * padding + 1) ** 2
-    views = jax.vmap(padded_crop, (0, None, None))(keys(1, draws), image, padding)
+    views = for_each(lambda key, image: padded_crop(key, image, padding))(keys(1, draws), image)
     if padding == 5:  # Several shifts leave nothing of an image with five rows, or the same of it.
         allowed = np.unique(allowed, axis=0)
     counts = np.bincount(members(views, allowed), minlength=len(allowed))
@@ -68,7 +85,7 @@ def test_crop_is_one_of_all_shifts_and_each_as_likely(padding):
 @pytest.mark.parametrize("flips", [False, True])
 def test_flip_crop_views(flips):
     image, partner = images(2), images(3)
-    augmentation = create_augmentation(AugmentConfig("flip_crop", flip=flips, padding=1), SHAPE)
+    augmentation = compiled("flip_crop", flip=flips, padding=1)
     views, own = augmentation(keys(2, 300), np.tile(image, (300, 1, 1, 1)), np.tile(partner, (300, 1, 1, 1)))
     allowed = shifts(image, 1)
     if flips:
@@ -79,7 +96,7 @@ def test_flip_crop_views(flips):
 
 def test_none_is_the_identity_with_the_examples_own_label():
     x = images(4, 7)
-    views, own = create_augmentation(AugmentConfig("none", padding=99), SHAPE)(keys(3, 7), x, images(5, 7))
+    views, own = compiled("none", padding=99)(keys(3, 7), x, images(5, 7))
     np.testing.assert_array_equal(views, x)
     np.testing.assert_array_equal(own, np.ones(7))
 
@@ -87,19 +104,21 @@ def test_none_is_the_identity_with_the_examples_own_label():
 # --- blending -----------------------------------------------------------------------------------------------------------
 
 
+BLEND = for_each(blend)
+
+
 @pytest.fixture(scope="module")
 def blends():
     """Masks (n, H, W, C) and own weights (n,): blending black with white shows the mask."""
-    masks, own = jax.jit(jax.vmap(blend, (0, None, None)))(keys(6, 4000), jnp.zeros(SHAPE), jnp.ones(SHAPE))
-    return np.asarray(masks), np.asarray(own)
+    return tuple(np.asarray(a) for a in BLEND(keys(6, 4000), jnp.zeros(SHAPE), jnp.ones(SHAPE)))
 
 
 def test_blend_is_a_pixelwise_convex_combination(blends):
     masks, own = blends
     x, partner = images(7), images(8)
-    views, again = jax.vmap(blend, (0, None, None))(keys(6, 4000)[:50], x, partner)
-    np.testing.assert_array_equal(again, own[:50])
-    np.testing.assert_allclose(views, x * (1 - masks[:50]) + partner * masks[:50], rtol=0, atol=1e-6)
+    views, again = BLEND(keys(6, 4000), x, partner)
+    np.testing.assert_array_equal(again, own)
+    np.testing.assert_allclose(views, x * (1 - masks) + partner * masks, rtol=0, atol=1e-6)
     assert masks.min() >= 0 and masks.max() <= 1
     np.testing.assert_array_equal(masks, np.broadcast_to(masks[..., :1], masks.shape))
 
@@ -122,7 +141,7 @@ def test_half_are_mixup_with_a_uniform_share_and_half_cutmix(blends):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_cut_box_is_a_rectangle_of_the_share_less_what_the_border_clips(share):
     height, width, draws = 9, 12, 4000
-    boxes = np.asarray(jax.vmap(cut_box, (0, None, None, None))(keys(9, draws), jnp.float32(share), height, width))[..., 0]
+    boxes = np.asarray(for_each(lambda key, share: cut_box(key, share, height, width))(keys(9, draws), jnp.float32(share)))[..., 0]
     assert set(np.unique(boxes)) <= {0.0, 1.0}
     rows, columns = boxes.max(2), boxes.max(1)
     np.testing.assert_array_equal(boxes, rows[:, :, None] * columns[:, None, :])
@@ -144,7 +163,7 @@ def test_cut_box_is_a_rectangle_of_the_share_less_what_the_border_clips(share):
 def test_matching_blends_a_view_of_each_and_moves_them_apart():
     """White images and black partners, shifted: where the mask is 0 the white one's border shows, never more than the mask allows."""
     count = 200
-    augmentation = create_augmentation(AugmentConfig("matching", padding=2), SHAPE)
+    augmentation = compiled("matching", padding=2)
     white, black = np.ones((count, *SHAPE), np.float32), np.zeros((count, *SHAPE), np.float32)
     own_part, own = augmentation(keys(10, count), white, black)
     partner_part, again = augmentation(keys(10, count), black, white)
@@ -152,7 +171,7 @@ def test_matching_blends_a_view_of_each_and_moves_them_apart():
     assert (own_part + partner_part <= 1 + 1e-6).all()  # (1 − mask) and mask, each with its border of zeros
     together, _ = augmentation(keys(10, count), white, white)
     np.testing.assert_allclose(together, own_part + partner_part, atol=1e-6)
-    unshifted = create_augmentation(AugmentConfig("matching", padding=0), SHAPE)
+    unshifted = compiled("matching", padding=0)
     masks, own = (np.asarray(a) for a in unshifted(keys(10, count), black, white))
     np.testing.assert_allclose(own, 1 - masks.mean((1, 2, 3)), atol=1e-6)
     # The two are not shifted alike: somewhere only one of them has lost its top row.
@@ -166,7 +185,7 @@ def test_matching_blends_a_view_of_each_and_moves_them_apart():
 @pytest.mark.parametrize("name", ["none", "flip_crop", "matching"])
 def test_views_depend_on_key_and_position_alone(name):
     """The same batch whole, in two halves, and in another order."""
-    augmentation = jax.jit(create_augmentation(AugmentConfig(name, padding=1), SHAPE))
+    augmentation = compiled(name, padding=1)
     x, partners, position, key = images(11, 6), images(12, 6), np.arange(6), jax.random.key(13)
 
     def views(chosen):

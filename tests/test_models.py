@@ -254,7 +254,7 @@ def test_halve_leaves_small_sides_alone(sides):
         ("cn", "did you mean 'cnn'"),
         ("resnet", "did you mean 'resnet"),
         ("ResNet20", "did you mean 'resnet20'"),
-        ("wrn_16", "did you mean 'wrn_16_1'"),
+        ("wrn_16", "did you mean 'wrn_16_"),
         ("vit", "Known: cnn, resnet20"),
         ("resnet20 ", "did you mean 'resnet20'"),
         ("resnet21", "depth 21; it must be 6n.2, as 20"),

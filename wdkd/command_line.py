@@ -144,5 +144,6 @@ def parse(cls: type[Arguments], argv: Sequence[str], *, description: str | None,
 
 def _one_line(box: str) -> str:
     """tyro's boxed message without its frame."""
+    # Where the terminal is not known to take UTF-8, the frame is made of these: + - |
     words = re.sub(r"[╭╮╰╯│─]+", " ", box).split()
-    return " ".join(words)
+    return " ".join(word for word in words if not set(word) <= set("+-|"))

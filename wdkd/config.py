@@ -67,7 +67,7 @@ class MethodConfig:
     aggregate: Literal["mean", "rms", "max"] = "mean"
     """How the examples' gradient norms become one number; mean is the paper's Eq. 2."""
     through_teacher: bool = True
-    """Input gradients go through the teacher as well; off treats its outputs as constants."""
+    """Input gradients of the loss go through the teacher as well; False: its outputs are constants. Sobolev needs both Jacobians."""
     pretrain_fraction: float = 0.3
     """Share of the steps that fitnet and ab spend on pre-training."""
     fitnet_stage: Literal["stage1", "stage2", "stage3"] = "stage2"
@@ -123,7 +123,7 @@ class OptimizerConfig:
     warmup_fraction: float = 0.05
     """Share of a stage's steps spent warming up."""
     weight_decay: float = 1e-4
-    """Decoupled decay of the kernels; biases and normalisation are left alone, and so is all in pre-training stages."""
+    """Decay of the kernels (adamw: decoupled; sgd: part of the gradient); biases and normalisation are left alone, and so is all in pre-training stages."""
     momentum: float = 0.9
     """For sgd."""
     clip_norm: float | None = 1.0

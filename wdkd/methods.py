@@ -12,7 +12,7 @@ from flax import struct
 
 from wdkd import losses
 from wdkd.config import MethodConfig
-from wdkd.errors import unknown
+from wdkd.errors import UsageError, unknown
 from wdkd.input_gradients import value_and_input_gradient, worst_case
 from wdkd.models import STAGES, Norm, Outputs
 
@@ -232,7 +232,9 @@ def create_stages(config: MethodConfig) -> tuple[Stage, ...]:
 
 
 def stage_ends(stages: tuple[Stage, ...], steps: int) -> tuple[int, ...]:
-    """The step after the last of each stage: shares are rounded, the stage without one takes what is left."""
+    """The step after the last of each stage: shares are rounded, the one stage without a share takes what is left."""
+    if sum(stage.share is None for stage in stages) != 1:
+        raise UsageError(f"stages {[stage.name for stage in stages]} must include exactly one without a share of the steps")
     taken = [None if stage.share is None else max(1, round(stage.share * steps)) for stage in stages]
     rest = steps - sum(count for count in taken if count is not None)
     ends, end = [], 0

@@ -108,7 +108,7 @@ def make_train_step(
         variables = join_params(optax.apply_updates(params, updates), statistics)
         average = state.average if ema_decay is None else moving_average(state.average, variables["student"], ema_decay)
         seen = {"objective": value, "loss": aux.loss, "input_gradient_norm": aux.input_gradient_norm}
-        measured = lax.pmean(seen, axis_name) | {"gradient_norm": optax.global_norm(gradients)}
+        measured = lax.pmean(seen, axis_name) | {"gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, variables, optimizer_state, average), measured
 
     return train_step

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,8 +28,8 @@ class Grid:
     n_per_class: tuple[int, ...]
     """Training images per class; 0 means all of them."""
     seeds: tuple[int, ...]
-    augmentations: tuple[str, ...] = ("none",)
-    """none (the plain track), flip_crop, matching."""
+    augmentations: tuple[Literal["none", "flip_crop", "matching"], ...] = ("none",)
+    """none is the plain track."""
     epsilons: tuple[float, ...] = ()
     """Radii to try; none given: each method's own."""
 
