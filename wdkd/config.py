@@ -123,7 +123,7 @@ class OptimizerConfig:
     warmup_fraction: float = 0.05
     """Share of a stage's steps spent warming up."""
     weight_decay: float = 1e-4
-    """Decay of the kernels (adamw: decoupled; sgd: part of the gradient); biases and normalisation are left alone, and so is all in pre-training stages."""
+    """Decay of the kernels (adamw: decoupled; sgd: part of the gradient); of nothing in pre-training stages."""
     momentum: float = 0.9
     """For sgd."""
     clip_norm: float | None = 1.0
