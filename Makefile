@@ -31,7 +31,7 @@ tables-%: setup
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
 
 test: setup lint
-	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=300
 
 lint: setup
 	$(BIN)/ruff check .
