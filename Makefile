@@ -27,7 +27,7 @@ tables: $(TABLES:%=tables-%)
 tables-%: setup
 	$(BIN)/python launch/train_teacher.py --preset $* --workdir runs/$*-teacher
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --workdir runs/tuning \
-	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.03 0.1 0.3
+	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.003 0.01 0.03 0.1
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
 
 test: setup lint

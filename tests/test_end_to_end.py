@@ -29,7 +29,7 @@ def test_a_run_leaves_a_complete_directory(method, finished_run, teacher_run):
     assert read_result(directory / "result.json") == result
     assert result.config == config == read_run(directory).config
     assert (result.method, result.seed, result.steps, result.train_size, result.n_per_class) == (method, 0, 6, 200, 20)
-    assert result.epsilon == {"wdkd": 0.03, "ab": 0.05}.get(method, 0.0)
+    assert result.epsilon == {"wdkd": 0.01, "ab": 0.05}.get(method, 0.0)
     assert result.track == {"kd": "matching", "wdkd": "flip_crop"}.get(method, "plain")
 
     subset = json.loads((directory / "subset.json").read_text())

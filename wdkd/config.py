@@ -59,7 +59,7 @@ class MethodConfig:
     temperature: float = 4.0
     """Softens the outputs in kl."""
     epsilon: float | None = None
-    """Radius of the Wasserstein ball in the last stage, in units of pixels in [0, 1]; None: wdkd 0.03, the others 0."""
+    """Radius of the Wasserstein ball in the last stage, in units of pixels in [0, 1]; None: wdkd 0.01, the others 0."""
     pretrain_epsilon: float = 0.0
     """The same for the pre-training stage of fitnet and ab."""
     ground_norm: Literal["1", "2", "inf"] = "2"
@@ -93,7 +93,7 @@ class MethodConfig:
         _require(0 < self.pretrain_fraction < 1, "method.pretrain_fraction", self.pretrain_fraction, "between 0 and 1, both excluded")
 
 
-DEFAULT_RADIUS = {"wdkd": 0.03}
+DEFAULT_RADIUS = {"wdkd": 0.01}
 """Radius used by the methods that have the worst-case term by definition."""
 
 
