@@ -10,7 +10,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 from conftest import edit
 
-from wdkd.config import STUDENTS, TEACHERS, Config, MethodConfig, differences, from_dict, to_dict
+from wdkd.config import DEFAULT_RADIUS, STUDENTS, TEACHERS, Config, MethodConfig, differences, from_dict, to_dict
 from wdkd.errors import UsageError
 
 PRESETS = {f"student-{k}": v for k, v in STUDENTS.items()} | {f"teacher-{k}": v for k, v in TEACHERS.items()} | {"default": Config()}
@@ -235,7 +235,7 @@ def test_batch_norm_in_connectors_is_refused_where_input_gradients_go_through_th
 
 
 def test_the_radius_is_the_methods_own_unless_given():
-    assert MethodConfig(name="wdkd").radius == 0.01
+    assert MethodConfig(name="wdkd").radius == DEFAULT_RADIUS["wdkd"] > 0
     assert MethodConfig(name="kd").radius == 0.0
     assert MethodConfig(name="wdkd", epsilon=0.0).radius == 0.0
     assert MethodConfig(name="kd", epsilon=0.5).radius == 0.5

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import METHODS, files, method_config, tiny
 
+from wdkd.config import DEFAULT_RADIUS
 from wdkd.data import few_shot_split, load_dataset
 from wdkd.evaluate import evaluate_checkpoint
 from wdkd.prepared import find_prepared
@@ -29,7 +30,7 @@ def test_a_run_leaves_a_complete_directory(method, finished_run, teacher_run):
     assert read_result(directory / "result.json") == result
     assert result.config == config == read_run(directory).config
     assert (result.method, result.seed, result.steps, result.train_size, result.n_per_class) == (method, 0, 6, 200, 20)
-    assert result.epsilon == {"wdkd": 0.01, "ab": 0.05}.get(method, 0.0)
+    assert result.epsilon == {"wdkd": DEFAULT_RADIUS["wdkd"], "ab": 0.05}.get(method, 0.0)
     assert result.track == {"kd": "matching", "wdkd": "flip_crop"}.get(method, "plain")
 
     subset = json.loads((directory / "subset.json").read_text())

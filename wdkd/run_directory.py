@@ -132,9 +132,10 @@ def read_teacher(directory: str | os.PathLike) -> Teacher:
     """The network of a run as a teacher, with its test accuracy where the run is finished. Raises UsageError as `read_trained`."""
     try:
         trained = read_trained(directory)
+        finished = Path(directory) / "result.json"
+        accuracy = read_result(finished).evaluation.accuracy if finished.exists() else None
     except UsageError as error:
         raise UsageError(f"teacher: {error}") from error
-    finished = Path(directory) / "result.json"
     return Teacher(
         apply=inference(trained.model),
         variables=trained.variables,
@@ -142,5 +143,5 @@ def read_teacher(directory: str | os.PathLike) -> Teacher:
         image_shape=tuple(trained.run.input.image_shape),
         path=str(directory),
         hash=trained.hash,
-        accuracy=read_result(finished).evaluation.accuracy if finished.exists() else None,
+        accuracy=accuracy,
     )
