@@ -97,7 +97,12 @@ OUT_OF_RANGE = {
     "temperature inf": ("--method.temperature inf", "method.temperature is inf; it must be finite and above 0"),
     "batch of 0": ("--train.batch-size 0", "train.batch_size is 0; it must be at least 1"),
     "negative seed": ("--seed -1", "seed is -1; it must be between 0 and 2147483647"),
-    "batch norm": ("--model.norm batch", "model.norm 'batch' mixes", "has no per-example input gradient", "use --model.norm group or epsilon 0"),
+    "batch norm": (
+        "--model.norm batch",
+        "model.norm 'batch' mixes",
+        "has no per-example input gradient",
+        "use --model.norm group or epsilon 0",
+    ),
     "too few steps": ("--method.name ab --train.steps 1", "train.steps is 1; 2 stages need at least 2"),
     "padding": ("--augment.name flip_crop --augment.padding 9", "augment.padding is 9; it must be at most the image's side, 8"),
     "one process of some": ("--processes 2", "--coordinator HOST:PORT, --processes N and --process-id I together"),
