@@ -27,11 +27,11 @@ tables: $(TABLES:%=tables-%)
 tables-%: setup
 	$(BIN)/python launch/train_teacher.py --preset $* --workdir runs/$*-teacher
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --workdir runs/tuning \
-	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.003 0.01 0.03 0.1
+	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.003 0.01 0.03 0.1 0.3
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
 
 test: setup lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=300
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=900
 
 lint: setup
 	$(BIN)/ruff check .

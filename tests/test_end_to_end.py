@@ -110,7 +110,7 @@ def test_the_seed_decides_everything(finished_run, tmp_path):
 
 def test_a_sweep_goes_on_after_a_failed_run_and_skips_finished_ones(finished_run, tmp_path, capsys):
     """Slow: the runs are in processes of their own."""
-    base = method_config("ce", None, teacher=str(tmp_path / "missing"))
+    base = dataclasses.replace(method_config("ce", None), teacher=str(tmp_path / "missing"))
     jobs = expand(Grid(methods=("kd", "ce"), n_per_class=(20,), seeds=(0,)), base, tmp_path / "runs", tmp_path / "results")
     assert [job.config.method.name for job in jobs] == ["kd", "ce"]
     finished = jobs[1].workdir / "result.json"

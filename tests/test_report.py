@@ -109,7 +109,7 @@ def test_csv_has_full_precision_and_the_paired_interval(varied):
         got = [float(row[k]) for k in ("accuracy_mean", "accuracy_sd", "minus_kd", "minus_kd_low", "minus_kd_high")]
         expected = [np.mean(list(ours.values())), np.std(list(ours.values()), ddof=1), np.mean([ours[s] - kd[s] for s in kd]), low, high]
         np.testing.assert_allclose(got, expected, rtol=1e-9)
-        assert (row["seeds"], row["pairs"], row["epsilon"], row["split"]) == ("3", "3", "0.03", "test")
+        assert (row["seeds"], row["pairs"], row["epsilon"], row["split"]) == ("3", "3", "0.01", "test")
     assert (rows["zeta", "50"]["accuracy_sd"], rows["zeta", "50"]["minus_kd"], rows["ce", "50"]["agreement_mean"]) == ("", "", "")
 
 
@@ -145,7 +145,7 @@ def test_facts_and_settings(varied):
     for part in ("93.12 %", "7e" * 8, "cnn, 73,210 parameters, 2.50 MFLOPs", "500 steps of 64", "test (10,000 images)", "1 x NVIDIA H100"):
         assert part in text
     settings = section(text, "How each method was run")
-    assert settings["wdkd"]["epsilon"] == "0.03 (50, 200, full); 0.1 (500)"
+    assert settings["wdkd"]["epsilon"] == "0.01 (50, 200, full); 0.1 (500)"
     assert (settings["ce"]["loss"], settings["kd"]["gradient through the teacher"]) == ("ce", "no gradient")
 
 
