@@ -1,8 +1,10 @@
 """Evaluating a network on a split, every image once; and a checkpoint directory, from its own stored config."""
 
 import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,7 @@ def evaluate_network(apply: TeacherApply, variables: Any, teacher: Teacher | Non
     """
     devices = parallel.device_count()
     batch_size = -(-BATCH // devices) * devices
-    step = make_eval_step(apply=apply, teacher_apply=teacher and teacher.apply, axis_name=parallel.AXIS)
-    step = parallel.map_over_devices(step, arguments=4)
+    step = _mapped_step(apply, teacher and teacher.apply)
     data = parallel.replicate(Data(split.evaluation_images, split.evaluation_labels))
     variables, teacher_variables = parallel.replicate((variables, teacher and teacher.variables))
     sums = None
@@ -39,6 +40,12 @@ def evaluate_network(apply: TeacherApply, variables: Any, teacher: Teacher | Non
         part = step(variables, teacher_variables, data, draw)
         sums = part if sums is None else metrics.add(sums, part)
     return metrics.summarize(sums, split.evaluation_split, split.class_names, teacher is not None)
+
+
+@functools.lru_cache(maxsize=32)
+def _mapped_step(apply: TeacherApply, teacher_apply: TeacherApply | None) -> Callable[..., metrics.Sums]:
+    # Kept: the runs of a sweep that share a process share the compiled program too.
+    return parallel.map_over_devices(make_eval_step(apply=apply, teacher_apply=teacher_apply, axis_name=parallel.AXIS), arguments=4)
 
 
 def build_result(

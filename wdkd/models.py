@@ -208,7 +208,12 @@ def apply_network(model: nn.Module, variables: Mapping[str, Any], x: jax.Array, 
 
 def initialize(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> dict[str, Any]:
     """Fresh variables: {"params": ...} and, with batch norm, {"batch_stats": ...}."""
-    return jax.jit(model.init)(key, jnp.zeros((1, *image_shape), jnp.float32))
+    return _compiled_init(model)(key, jnp.zeros((1, *image_shape), jnp.float32))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_init(model: nn.Module) -> Callable[..., dict[str, Any]]:
+    return jax.jit(model.init)
 
 
 def parameter_count(params: Any) -> int:

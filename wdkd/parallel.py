@@ -78,13 +78,14 @@ def map_over_devices(step: Callable, arguments: int, *, donate_first: bool = Fal
     """
     in_axes = (None,) * (arguments - 1) + (0,)
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate_first else ())
-    compiled: list[Callable] = []
+    compiled: dict[Any, Callable] = {}
 
     @functools.wraps(step)
     def call(*args: Any) -> Any:
-        if not compiled:
-            compiled.append(_compile(mapped, args))
-        return compiled[0](*args)
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(args))
+        if shapes not in compiled:
+            compiled[shapes] = _compile(mapped, args)
+        return compiled[shapes](*args)
 
     return call
 

@@ -1,6 +1,7 @@
 """A teacher is x -> Outputs, always in inference mode, whatever it was loaded from."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,9 @@ class Teacher:
     accuracy: float | None
 
 
+@functools.lru_cache(maxsize=64)
 def inference(model: nn.Module) -> Callable[[Any, jax.Array], Outputs]:
-    """A Linen network as (variables, x) -> Outputs with its running statistics fixed."""
+    """A Linen network as (variables, x) -> Outputs with its running statistics fixed; equal networks give the same function."""
 
     def apply(variables: Any, x: jax.Array) -> Outputs:
         return apply_network(model, variables, x, train=False)

@@ -1,6 +1,7 @@
 """run(config, workdir): from a config to a trained, checkpointed and evaluated network."""
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -17,7 +18,7 @@ from wdkd import parallel
 from wdkd.augment import create_augmentation
 from wdkd.batches import ORDER, PARTNER, batch_indices
 from wdkd.checkpoint import Checkpoints, tree_hash
-from wdkd.config import Config
+from wdkd.config import AugmentConfig, Config, MethodConfig, OptimizerConfig
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.evaluate import build_result, evaluate_network
@@ -27,7 +28,7 @@ from wdkd.progress import Recorder
 from wdkd.result import Result, read_result, write_result
 from wdkd.run_directory import Input, Run, build_model, check_workdir, describe_run, read_teacher, start
 from wdkd.state import TrainState, create_optimizer, create_state, initialize_connectors
-from wdkd.steps import Data, Draw, make_train_step
+from wdkd.steps import Data, Draw, TeacherApply, make_train_step
 from wdkd.teacher import Teacher, check_agreement, inference
 
 INITIAL, CONNECTORS, AUGMENTATION = 0, 1, 2
@@ -92,13 +93,47 @@ def measure_input(split: Split) -> Input:
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """A stage made ready to run: global steps start..end-1, its modules, and the step mapped over the devices."""
+    """A stage made ready to run: its modules, and the step mapped over the devices."""
 
-    start: int
-    end: int
     connectors: nn.Module | None
     optimizer: optax.GradientTransformation
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+@functools.lru_cache(maxsize=32)
+def plan_stage(
+    method: MethodConfig,
+    index: int,
+    *,
+    steps: int,
+    student: nn.Module,
+    teacher_apply: TeacherApply | None,
+    augment: AugmentConfig,
+    optimizer: OptimizerConfig,
+    classes: int,
+    image_shape: tuple[int, ...],
+) -> StagePlan:
+    """Stage `index` of a method, over `steps` steps. Kept: runs in one process that differ in seed or subset share the compiled step."""
+    stage = create_stages(method)[index]
+    connectors = None if stage.connectors is None else stage.connectors(axis_name=parallel.AXIS)
+    transformation = create_optimizer(optimizer, steps=steps, decay=stage.decays)
+    step = make_train_step(
+        student=student,
+        connectors=connectors,
+        teacher_apply=teacher_apply if stage.needs_teacher else None,
+        objective=stage.objective,
+        optimizer=transformation,
+        augmentation=create_augmentation(augment, image_shape),
+        ema_decay=optimizer.ema_decay,
+        classes=classes,
+        axis_name=parallel.AXIS,
+    )
+    return StagePlan(connectors, transformation, parallel.map_over_devices(step, arguments=5, donate_first=True))
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+    """Rows of zeros up to a multiple of 128: no index points there, and subsets of like size then share the compiled step."""
+    return np.pad(rows, [(0, -len(rows) % 128), *[(0, 0)] * (rows.ndim - 1)])
 
 
 class Trainer:
@@ -106,36 +141,34 @@ class Trainer:
 
     def __init__(self, described: Run, split: Split, teacher: Teacher | None, stages: tuple[Stage, ...]) -> None:
         config = described.config
-        self.config, self.split, self.teacher, self.stages = config, split, teacher, stages
+        self.config, self.split, self.teacher = config, split, teacher
         self.input = described.input.arrays
-        self.augmentation = create_augmentation(config.augment, split.image_shape)
-        self.student = build_model(config, described.input, parallel.AXIS)
+        create_augmentation(config.augment, split.image_shape)
+        # The pixels' statistics travel with the data (see `models.apply_network`), so these are never used.
+        neutral = dataclasses.replace(described.input, mean=[0.0] * split.image_shape[-1], std=[1.0] * split.image_shape[-1])
+        self.student = build_model(config, neutral, parallel.AXIS)
         self.ends = stage_ends(stages, config.train.steps)
-        if min(end - start for start, end in zip((0, *self.ends), self.ends, strict=False)) < 1:
+        self.starts = (0, *self.ends[:-1])
+        if min(end - start for start, end in zip(self.starts, self.ends, strict=True)) < 1:
             raise UsageError(f"train.steps is {config.train.steps}; {len(stages)} stages need at least {len(stages)}")
 
     # --- stages
 
     def plan(self, index: int) -> StagePlan:
         """The stage's modules, optimiser and compiled step."""
-        stage, start = self.stages[index], (0, *self.ends)[index]
-        connectors = None if stage.connectors is None else stage.connectors(axis_name=parallel.AXIS)
-        optimizer = create_optimizer(self.config.optimizer, steps=self.ends[index] - start, decay=stage.decays)
-        step = make_train_step(
+        return plan_stage(
+            self.config.method,
+            index,
+            steps=self.ends[index] - self.starts[index],
             student=self.student,
-            connectors=connectors,
-            teacher_apply=self.teacher.apply if self.teacher is not None and stage.needs_teacher else None,
-            objective=stage.objective,
-            optimizer=optimizer,
-            augmentation=self.augmentation,
-            ema_decay=self.config.optimizer.ema_decay,
+            teacher_apply=self.teacher and self.teacher.apply,
+            augment=self.config.augment,
+            optimizer=self.config.optimizer,
             classes=self.split.num_classes,
-            axis_name=parallel.AXIS,
+            image_shape=tuple(self.split.image_shape),
         )
-        mapped = parallel.map_over_devices(step, arguments=5, donate_first=True)
-        return StagePlan(start, self.ends[index], connectors, optimizer, mapped)
 
-    def begin(self, plan: StagePlan, student_variables: Any) -> TrainState:
+    def begin(self, index: int, plan: StagePlan, student_variables: Any) -> TrainState:
         """The first state of a stage: fresh connectors and optimiser around the student's variables."""
         variables = {"student": student_variables}
         if plan.connectors is not None:
@@ -144,9 +177,9 @@ class Trainer:
                 jax.eval_shape(apply, tree, image).hidden
                 for apply, tree in ((inference(self.student), student_variables), (self.teacher.apply, self.teacher.variables))
             )
-            key = jax.random.fold_in(self.key(CONNECTORS), plan.start)
+            key = jax.random.fold_in(self.key(CONNECTORS), self.starts[index])
             variables |= initialize_connectors(plan.connectors, key, ours, theirs)
-        return create_state(variables, plan.optimizer, step=plan.start, averaged=self.config.optimizer.ema_decay is not None)
+        return create_state(variables, plan.optimizer, step=self.starts[index], averaged=self.config.optimizer.ema_decay is not None)
 
     def key(self, purpose: int) -> jax.Array:
         """The key that everything random of one purpose is folded from."""
@@ -156,14 +189,14 @@ class Trainer:
 
     def train(self, directory: Path, *, show_progress: bool) -> tuple[Any, float]:
         """Trains to the last step. Returns the variables to evaluate and the images per second of this call."""
-        data = parallel.replicate(Data(self.split.train_images, self.split.train_labels, self.input))
+        data = parallel.replicate(Data(padded(self.split.train_images), padded(self.split.train_labels), self.input))
         teacher_variables = parallel.replicate(None if self.teacher is None else self.teacher.variables)
         augmentation_key = parallel.replicate(jax.random.key_data(self.key(AUGMENTATION)))
         with Checkpoints(directory / "checkpoints") as checkpoints:
             step = checkpoints.latest() or 0
             index = next(i for i, end in enumerate(self.ends) if step < end or end == self.config.train.steps)
             plan = self.plan(index)
-            state = self.begin(plan, initialize(self.student, self.key(INITIAL), self.split.image_shape))
+            state = self.begin(index, plan, initialize(self.student, self.key(INITIAL), self.split.image_shape))
             if step:
                 state = checkpoints.restore(step, "state", state)
             state = parallel.replicate(state)
@@ -172,15 +205,15 @@ class Trainer:
             with Recorder(kept, title=self.title(), start=step, steps=self.config.train.steps, show=show) as recorder:
                 clock = Clock(self.config.train.batch_size)
                 while step < self.config.train.steps:
-                    if step == plan.end:
+                    if step == self.ends[index]:
                         index += 1
                         plan = self.plan(index)
-                        state = parallel.replicate(self.begin(plan, state.variables["student"]))
+                        state = parallel.replicate(self.begin(index, plan, state.variables["student"]))
                     state, measured = plan.step(state, teacher_variables, data, augmentation_key, self.draw(step))
                     step += 1
                     clock.tick(measured)
                     self.look(step, measured, recorder, clock)
-                    if step % self.config.train.checkpoint_every == 0 and step < plan.end or step == self.config.train.steps:
+                    if step % self.config.train.checkpoint_every == 0 and step < self.ends[index] or step == self.config.train.steps:
                         checkpoints.save(step, network=state.evaluated, state=state)
         return jax.tree.map(np.asarray, state.evaluated), clock.rate
 
