@@ -45,7 +45,7 @@ def one_step(edits, teacher_directory):
     teacher = read_teacher(teacher_directory)
     trainer = Trainer(describe_run(config, measure_input(split)), split, teacher, create_stages(config.method))
     plan = trainer.plan(0)
-    before = trainer.begin(plan, initialize(trainer.student, trainer.key(INITIAL), split.image_shape))
+    before = trainer.begin(0, plan, initialize(trainer.student, trainer.key(INITIAL), split.image_shape))
     first = {f"before{jax.tree_util.keystr(path)}": np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(before)}
     data = parallel.replicate(Data(split.train_images, split.train_labels, trainer.input))
     key = parallel.replicate(jax.random.key_data(trainer.key(AUGMENTATION)))
