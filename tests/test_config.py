@@ -108,8 +108,13 @@ def test_an_unknown_field_is_named_with_the_near_one():
     assert "run/config.json.method" in text and "'temprature'" in text and "did you mean 'temperature'" in text
 
 
-@pytest.mark.parametrize("path", OPTIONS)
-def test_a_missing_field_is_named(path):
+EARLIER = {"augment.views": None, "train.steps_per_call": None, "train.precision": "float32", "cache.mode": "off"}
+EARLIER |= {"cache.precision": "float32", "cache.budget": 2048}
+"""Options that came later, and how things were before them."""
+
+
+def without(path):
+    """A change that takes an option out of stored values."""
     *parts, name = path.split(".")
 
     def change(values):
@@ -117,8 +122,23 @@ def test_a_missing_field_is_named(path):
             values = values[part]
         del values[name]
 
-    text = broken(change)
-    assert f"{'.'.join(['run/config.json', *parts])} lacks the field {name!r}" in text
+    return change
+
+
+@pytest.mark.parametrize("path", sorted(set(OPTIONS) - set(EARLIER)))
+def test_a_missing_field_is_named(path):
+    *parts, name = path.split(".")
+    assert f"{'.'.join(['run/config.json', *parts])} lacks the field {name!r}" in broken(without(path))
+
+
+def test_a_file_from_before_an_option_says_what_was_done_then():
+    values = to_dict(edit(Config(), {"augment.name": "matching", "augment.views": 3, "train.steps_per_call": 7, "cache.budget": 5}))
+    for path in EARLIER:
+        without(path)(values)
+    del values["cache"]
+    restored = from_dict(Config, values)
+    assert {path: get(restored, path) for path in EARLIER} == EARLIER
+    assert restored == edit(Config(), {"augment.name": "matching", "cache.mode": "off"})
 
 
 WRONG = {
@@ -168,6 +188,7 @@ LIMITS = {
     "method.ab_margin": ([0.1], [0.0, -1.0, NAN, INF]),
     "method.pretrain_fraction": ([0.01, 0.99], [0.0, 1.0, -0.1, 2.0, NAN, INF]),
     "augment.padding": ([0, 4], [-1]),
+    "augment.views": ([None, 1], [0, -2]),
     "optimizer.learning_rate": ([1e-6], [0.0, -1e-3, NAN, INF]),
     "optimizer.warmup_fraction": ([0.0, 0.99], [1.0, -0.1, NAN, INF]),
     "optimizer.weight_decay": ([0.0], [-1e-4, NAN, INF]),
@@ -178,6 +199,8 @@ LIMITS = {
     "train.batch_size": ([1], [0, -64]),
     "train.log_every": ([1], [0, -1]),
     "train.checkpoint_every": ([1], [0, -1]),
+    "train.steps_per_call": ([None, 1, 20], [0, -1]),
+    "cache.budget": ([1], [0, -1]),
     "seed": ([0, 2**31 - 1], [-1, 2**31]),
 }
 
@@ -198,6 +221,15 @@ def test_values_out_of_limits_are_named_with_the_limit(path, value):
         edit(Config(), {path: value}).check()
     text = str(caught.value)
     assert text.startswith(f"{path} is {value}; it must be ") and "\n" not in text
+
+
+def test_an_image_that_is_not_augmented_has_one_view():
+    with pytest.raises(UsageError, match="augment.views is 2; it must be 1 or None with augment.name none"):
+        edit(Config(), {"augment.views": 2}).check()
+    assert edit(Config(), {"augment.views": None}).augment.finite_views == 1
+    augmented = edit(Config(), {"augment.name": "matching"})
+    assert augmented.check().augment.finite_views is None
+    assert edit(augmented, {"augment.views": 2}).check().augment.finite_views == 2
 
 
 def test_evaluating_on_a_validation_split_needs_one():

@@ -12,6 +12,7 @@ from conftest import METHODS, files, method_config, tiny
 
 from wdkd.config import DEFAULT_RADIUS
 from wdkd.data import few_shot_split, load_dataset
+from wdkd.errors import UsageError
 from wdkd.evaluate import evaluate_checkpoint
 from wdkd.prepared import find_prepared
 from wdkd.result import read_result, results_path
@@ -106,6 +107,15 @@ def test_the_seed_decides_everything(finished_run, tmp_path):
     assert again.parameter_hash == first.parameter_hash
     assert (again.evaluation, again.subset_hash) == (first.evaluation, first.subset_hash)
     assert other.parameter_hash != first.parameter_hash and other.subset_hash != first.subset_hash
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(tmp_path):
+    config = method_config("ce", None, optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=None)
+    with pytest.raises(UsageError, match=r"(objective|gradient_norm) is (nan|inf) at step [2-6]; lower optimizer.learning_rate or"):
+        run(config, tmp_path / "run", show_progress=False)
+    assert not (tmp_path / "run" / "result.json").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all(np.isfinite(list(line.values())).all() for line in lines)
 
 
 def test_a_sweep_goes_on_after_a_failed_run_and_skips_finished_ones(finished_run, tmp_path, capsys):

@@ -11,10 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"errors", "config", "subset", "losses", "input_gradients", "metrics", "augment", "batches", "result", "published", "cache"},
     {"data", "prepared", "datasets", "datasets.digits", "models", "state"},
+    {"folding"},
     {"teacher", "methods"},
     {"steps"},
     {"parallel", "checkpoint"},
-    {"run_directory", "progress"},
+    {"run_directory", "progress", "teacher_cache"},
+    {"recording"},
     {"evaluate"},
     {"train"},
     {"tables", "figures"},

@@ -49,7 +49,7 @@ def one_step(edits, teacher_directory):
     first = {f"before{jax.tree_util.keystr(path)}": np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(before)}
     data = parallel.replicate(Data(split.train_images, split.train_labels, trainer.input))
     key = parallel.replicate(jax.random.key_data(trainer.key(AUGMENTATION)))
-    after, measured = plan.step(parallel.replicate(before), parallel.replicate(teacher.variables), data, key, trainer.draw(0))
+    after, measured = plan.step(parallel.replicate(before), parallel.replicate(teacher.variables), data, key, trainer.draws(0, 0))
     second = {f"after{jax.tree_util.keystr(path)}": np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(after)}
     return first | second, {name: float(value) for name, value in measured.items()}, after
 

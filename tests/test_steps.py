@@ -16,7 +16,7 @@ from wdkd.models import create_model
 from wdkd.parallel import AXIS, map_over_devices
 from wdkd.state import create_optimizer, create_state
 from wdkd.steps import Data, Draw, EvaluationDraw, make_batch, make_eval_step, make_train_step, pixels
-from wdkd.teacher import inference
+from wdkd.teacher import inference, live
 
 SHAPE, CLASSES, IMAGES, BATCH = (8, 8, 1), 3, 10, 4
 RATE, MOMENTUM, DECAY, EMA = 0.2, 0.6, 0.1, 0.7
@@ -61,7 +61,8 @@ def dataset(seed=0):
 def draw(index, partner=None, position=None):
     index = np.asarray(index, np.int32)
     partner = index if partner is None else np.asarray(partner, np.int32)
-    return Draw(index, partner, np.arange(len(index), dtype=np.int32) if position is None else np.asarray(position, np.int32))
+    position = np.arange(len(index), dtype=np.int32) if position is None else np.asarray(position, np.int32)
+    return Draw(index, partner, position, np.zeros(len(index), np.int32))
 
 
 def on_device(tree):
@@ -78,9 +79,9 @@ def close(a, b, tolerance=2e-4):
 # --- batches ------------------------------------------------------------------------------------------------------------
 
 
-def batch_of(name, chosen, data):
+def batch_of(name, chosen, data, views=None):
     augmentation = create_augmentation(AugmentConfig(name, padding=1), SHAPE)
-    return jax.jit(make_batch, static_argnums=(3, 4))(data, chosen, jax.random.key(1), augmentation, CLASSES)
+    return jax.jit(make_batch, static_argnums=(4, 5, 6))(data, chosen, jax.random.key(1), 0, augmentation, CLASSES, views)
 
 
 def test_pixels_are_the_bytes_over_255():
@@ -105,7 +106,7 @@ def test_mixed_labels_have_the_weights_of_the_two_images():
     data = Data(np.stack([np.full(SHAPE, 255), np.zeros(SHAPE)]).astype(np.uint8), labels)
     chosen = draw(np.zeros(16), partner=np.ones(16))
     augmentation = create_augmentation(AugmentConfig("matching", padding=0), SHAPE)
-    batch = jax.jit(make_batch, static_argnums=(3, 4))(data, chosen, jax.random.key(2), augmentation, CLASSES)
+    batch = jax.jit(make_batch, static_argnums=(4, 5, 6))(data, chosen, jax.random.key(2), 0, augmentation, CLASSES, None)
     grey = np.asarray(batch.x).mean((1, 2, 3))
     np.testing.assert_allclose(batch.labels, np.stack([grey, 1 - grey, 0 * grey], 1), atol=1e-6)
     assert np.ptp(grey) > 0.3
@@ -139,10 +140,11 @@ def kd():
     step = make_train_step(
         student=network(4, "batch", AXIS),
         connectors=None,
-        teacher_apply=inference(teacher),
+        teacher_at=live(inference(teacher)),
         objective=create_stages(MethodConfig("kd", temperature=2.0))[0].objective,
         optimizer=optimizer,
         augmentation=augmentation,
+        views=None,
         ema_decay=EMA,
         classes=CLASSES,
         axis_name=AXIS,
@@ -157,8 +159,7 @@ def kd():
 
     def by_hand(variables, count):
         """(loss, gradients, statistics) at a step, written without anything of ours but the networks and the batch."""
-        key = jax.random.fold_in(jax.random.wrap_key_data(KEY), count)
-        batch = make_batch(data, chosen, key, augmentation, CLASSES)
+        batch = make_batch(data, chosen, jax.random.wrap_key_data(KEY), count, augmentation, CLASSES, None)
         p = jax.nn.softmax(teacher.apply(teacher_variables, batch.x, train=False).logits / 2.0)
 
         def loss(params):
@@ -234,10 +235,11 @@ def test_boundary_step_trains_connectors_and_leaves_the_head_alone():
     step = make_train_step(
         student=student,
         connectors=connectors,
-        teacher_apply=inference(teacher),
+        teacher_at=live(inference(teacher)),
         objective=stage.objective,
         optimizer=optimizer,
         augmentation=create_augmentation(AugmentConfig(), SHAPE),
+        views=1,
         ema_decay=None,
         classes=CLASSES,
         axis_name=AXIS,

@@ -77,3 +77,9 @@ def create_augmentation(config: AugmentConfig, image_shape: tuple[int, ...]) -> 
 def example_keys(step_key: jax.Array, position: jax.Array) -> jax.Array:
     """One key per example from the step's key and the example's position in the global batch."""
     return jax.random.fold_in(step_key, position)
+
+
+@functools.partial(jax.vmap, in_axes=(None, 0, 0))
+def view_keys(key: jax.Array, image: jax.Array, view: jax.Array) -> jax.Array:
+    """One key per fixed view, from the image's index and the view's number."""
+    return jax.random.fold_in(jax.random.fold_in(key, image), view)

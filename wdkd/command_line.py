@@ -47,11 +47,13 @@ class TrainArguments:
     results: str | None = None
     """Also write the result to RESULTS/<data set>/<track>/<method>/n<N>/seed<k>.json, where launch/report.py finds it."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, for a run of several processes."""
+    """HOST:PORT of process 0, for a run of several processes. This and the next two are found out below srun, mpirun and on TPU pods."""
     processes: int | None = None
     """How many processes the run has."""
     process_id: int | None = None
     """Which of them this is, from 0."""
+    connect_timeout: int = 60
+    """Seconds that the processes wait for each other at the start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _sweep(arguments: SweepArguments) -> None:
 
 
 def _train(arguments: TrainArguments) -> None:
-    parallel.initialize(arguments.coordinator, arguments.processes, arguments.process_id)
+    parallel.initialize(arguments.coordinator, arguments.processes, arguments.process_id, arguments.connect_timeout)
     result = run(arguments.config, arguments.workdir)
     if parallel.is_main_process():
         if arguments.results is not None:

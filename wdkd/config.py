@@ -8,6 +8,14 @@ from typing import Any, Literal, get_args, get_origin
 
 from wdkd.errors import UsageError, unknown
 
+EARLIER = "earlier"
+"""Key of a field's metadata: what it was in files from before the field existed. Fields without it must be there."""
+
+
+def _added(default: Any, earlier: Any = None) -> Any:
+    """An option that stored configs may lack: those were written when `earlier` was how things were."""
+    return dataclasses.field(default=default, metadata={EARLIER: earlier})
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -107,9 +115,19 @@ class AugmentConfig:
     """Mirror images left to right at random; switch off where it changes the class, as for digits."""
     padding: int = 4
     """Pixels of zero padding before the random crop; at most the image's side."""
+    views: int | None = _added(None)
+    """Fixed views of each image, drawn once and seen in turn, which the teacher cache needs; None: a fresh view at every visit."""
+
+    @property
+    def finite_views(self) -> int | None:
+        """How many different views of an image training ever sees; None: no end of them."""
+        return 1 if self.name == "none" else self.views
 
     def check(self) -> None:
         _require(self.padding >= 0, "augment.padding", self.padding, "at least 0")
+        _require(self.views is None or self.views >= 1, "augment.views", self.views, "at least 1, or None for fresh views")
+        if self.name == "none":
+            _require(self.views in (None, 1), "augment.views", self.views, "1 or None with augment.name none, where an image has one view")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +184,31 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints; one is always written at the end."""
+    steps_per_call: int | None = _added(None)
+    """Steps in one compiled call, so that a fast device does not wait for the host; None: 1 on CPU, where a loop around
+    convolutions is slow, else 20."""
+    precision: Literal["float32", "bfloat16"] = _added("float32", "float32")
+    """What convolutions are computed in while training, on GPU and TPU; parameters, norms, losses and evaluation stay float32."""
 
     def check(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "steps_per_call"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"train.{name}", value, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """What the teacher says of each view, computed once: logits, input Jacobian, hidden features. The objective stays exact."""
+
+    mode: Literal["auto", "on", "off"] = _added("auto", "off")
+    """auto: where there are finitely many views, it fits and it pays within the run's steps; on: or else stop; off: live teacher."""
+    precision: Literal["float32", "bfloat16"] = _added("float32", "float32")
+    """What Jacobians and hidden features are stored in; bfloat16 halves the memory and rounds them to 3 digits."""
+    budget: int = _added(2048, 2048)
+    """Most MiB of memory for it on each device."""
+
+    def check(self) -> None:
+        _require(self.budget >= 1, "cache.budget", self.budget, "at least 1 MiB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +221,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    cache: CacheConfig = _added(CacheConfig(), {})
     teacher: str | None = None
     """Directory of the teacher's run, as launch/train_teacher.py writes it; every method but ce needs one."""
     seed: int = 0
@@ -270,10 +310,11 @@ def from_dict(cls: type, values: Any, where: str = "config") -> Any:
     if not isinstance(values, dict):
         raise UsageError(f"{where} is {values!r:.60}; it must be an object with the fields of {cls.__name__}")
     hints = typing.get_type_hints(cls)
-    fields = {f.name for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
             raise unknown(f"field in {where}", name, fields)
+    values = {name: field.metadata[EARLIER] for name, field in fields.items() if EARLIER in field.metadata} | values
     for name in fields:
         if name not in values:
             raise UsageError(f"{where} lacks the field {name!r}; it was written by another version of wdkd")

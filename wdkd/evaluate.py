@@ -58,6 +58,7 @@ def build_result(
     variables: Any,
     parameter_hash: str,
     step: int,
+    teacher_cached: bool | None = None,
     wall_seconds: float | None = None,
     examples_per_second: float | None = None,
 ) -> Result:
@@ -78,6 +79,7 @@ def build_result(
         teacher_hash=teacher and teacher.hash,
         teacher_accuracy=teacher and teacher.accuracy,
         through_teacher=config.method.through_teacher,
+        teacher_cached=teacher_cached,
         model=f"{config.model.name} width {config.model.width} {config.model.norm} norm",
         parameters=parameter_count(variables["params"]),
         forward_flops=parallel.forward_flops(apply, variables, split.image_shape),

@@ -21,11 +21,13 @@ Array = jax.Array
 
 @struct.dataclass
 class Batch:
-    """Views x (B, H, W, C) in [0, 1], class probabilities `labels` (B, classes), and one random key per example, (B,)."""
+    """Views x (B, H, W, C) in [0, 1], class probabilities `labels` (B, classes), one random key per example (B,), and, where
+    training sees finitely many views, the number of each among them (B,)."""
 
     x: Array
     labels: Array
     keys: Array
+    rows: Array | None = None
 
 
 @struct.dataclass
@@ -56,12 +58,21 @@ PerExample = Callable[[Seen], Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Reads:
+    """What an objective takes of the teacher beside its logits: their input Jacobian, and hidden features as constants."""
+
+    jacobian: bool = False
+    hidden: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One objective, minimised with an optimiser of its own.
 
     `share` is its part of the run's steps, None for what the others leave. `connectors` makes the module that brings the
     student's hidden features into the teacher's shapes; it is trained in this stage and thrown away after it. `decays` says
-    whether weight decay is on.
+    whether weight decay is on. `reads` is all that the objective takes of the teacher, which may then be recorded once for each
+    view; None: more than that, or not known, so the teacher runs in every step.
     """
 
     name: str
@@ -70,6 +81,7 @@ class Stage:
     connectors: Callable[..., nn.Module] | None = None
     decays: bool = True
     needs_teacher: bool = True
+    reads: Reads | None = None
 
 
 class Connectors(nn.Module):
@@ -177,7 +189,8 @@ def boundary_loss(margin: float) -> PerExample:
 
 def output_stage(config: MethodConfig) -> Stage:
     """Match the outputs (or the labels, with loss `ce`), in the worst case over a ball of `config.radius`."""
-    return Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce")
+    reads = Reads(jacobian=config.radius > 0 and config.through_teacher)
+    return Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce", reads=reads)
 
 
 def label_stage(config: MethodConfig) -> Stage:
@@ -188,18 +201,22 @@ def label_stage(config: MethodConfig) -> Stage:
 def sobolev_stage(config: MethodConfig) -> Stage:
     """Match outputs and input Jacobians."""
     stage = output_stage(config)
-    return dataclasses.replace(stage, objective=with_jacobian_matching(stage.objective, config.sobolev_weight), needs_teacher=True)
+    matching = with_jacobian_matching(stage.objective, config.sobolev_weight)
+    return dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=Reads(jacobian=True))
 
 
 def hint_stage(config: MethodConfig) -> Stage:
     """FitNet's first stage: train the student up to its guided layer."""
     stages = (config.fitnet_stage,)
+    # The input gradient of the loss would take the derivative of the hint.
+    constant = config.pretrain_epsilon == 0 or not config.through_teacher
     return Stage(
         "hint",
         robust(hint_loss(config.fitnet_stage), config, config.pretrain_epsilon),
         share=config.pretrain_fraction,
         connectors=functools.partial(Connectors, stages=stages, norm="none", bias=True, identity=False),
         decays=False,
+        reads=Reads(hidden=stages) if constant else None,
     )
 
 
@@ -211,6 +228,8 @@ def boundary_stage(config: MethodConfig) -> Stage:
         share=config.pretrain_fraction,
         connectors=functools.partial(Connectors, stages=STAGES, norm=config.connector_norm, bias=False, identity=True),
         decays=False,
+        # Whatever the radius: the loss sees the teacher's signs alone, which have no derivative.
+        reads=Reads(hidden=STAGES),
     )
 
 

@@ -53,8 +53,16 @@ def _he_normal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32)
     return nn.initializers.he_normal()(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
-def _conv(features: int, kernel: int = 3, stride: int = 1, name: str | None = None) -> nn.Conv:
-    return nn.Conv(features, (kernel, kernel), (stride, stride), padding="SAME", use_bias=False, kernel_init=_he_normal, name=name)
+class Shift(nn.Module):
+    """What is left of a normalisation whose scale went into the convolution: x + bias, or ±x + bias channel by channel."""
+
+    signed: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape[-1:]
+        signs = self.param("sign", nn.initializers.ones, shape) if self.signed else 1
+        return signs * x + self.param("bias", nn.initializers.zeros, shape)
 
 
 def _halve(x: jax.Array) -> jax.Array:
@@ -72,7 +80,11 @@ def _halve(x: jax.Array) -> jax.Array:
 
 
 class _Network(nn.Module):
-    """What all networks share: input normalisation and the linear head."""
+    """What all networks share: input normalisation, convolution with normalisation, and the linear head.
+
+    `dtype` is what convolutions are computed in, parameters and all else being float32. `folded` networks take the variables that
+    `folding.fold` makes.
+    """
 
     classes: int
     widths: Sequence[int]
@@ -80,6 +92,8 @@ class _Network(nn.Module):
     mean: Sequence[float]
     std: Sequence[float]
     axis_name: str | None = None
+    dtype: Any = None
+    folded: bool = False
 
     def standardize(self, x: jax.Array) -> jax.Array:
         return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)
@@ -87,8 +101,21 @@ class _Network(nn.Module):
     def head(self, x: jax.Array) -> jax.Array:
         return nn.Dense(self.classes, name="head")(x.mean((1, 2)))
 
-    def norms(self, train: bool) -> Callable[[], Norm]:
-        return functools.partial(Norm, self.norm, train, self.axis_name)
+    def normalize(self, x: jax.Array, train: bool) -> jax.Array:
+        return Norm(self.norm, train, self.axis_name)(x)
+
+    def convolve(self, x: jax.Array, width: int, kernel: int = 3, stride: int = 1) -> jax.Array:
+        window, strides = (kernel, kernel), (stride, stride)
+        y = nn.Conv(width, window, strides, padding="SAME", use_bias=False, kernel_init=_he_normal, dtype=self.dtype)(x)
+        return y.astype(jnp.float32) if self.dtype == jnp.bfloat16 else y
+
+    def convolve_normalize(self, x: jax.Array, width: int, train: bool, *, halve: bool = False, **window: int) -> jax.Array:
+        """norm(conv(x)), or norm(halve(conv(x))): what `folding.fold` makes one affine map of."""
+        y = self.convolve(x, width, **window)
+        y = _halve(y) if halve else y
+        if self.folded:
+            return Shift(signed=halve)(y)
+        return self.normalize(y, train)
 
 
 class CNN(_Network):
@@ -99,11 +126,10 @@ class CNN(_Network):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> Outputs:
-        norm, hidden = self.norms(train), {}
-        x = self.standardize(x)
+        x, hidden = self.standardize(x), {}
         for stage, width in zip(STAGES, self.widths, strict=True):
-            x = nn.relu(norm()(_halve(_conv(width)(x))))
-            hidden[stage] = norm()(_conv(width)(x))
+            x = nn.relu(self.convolve_normalize(x, width, train, halve=True))
+            hidden[stage] = self.convolve_normalize(x, width, train)
             x = nn.relu(hidden[stage])
         return Outputs(self.head(x), hidden)
 
@@ -115,14 +141,14 @@ class ResNet(_Network):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> Outputs:
-        norm, hidden = self.norms(train), {}
-        x = nn.relu(norm()(_conv(self.widths[0])(self.standardize(x))))
+        hidden = {}
+        x = nn.relu(self.convolve_normalize(self.standardize(x), self.widths[0], train))
         for index, (stage, width) in enumerate(zip(STAGES, self.widths, strict=True)):
             for block in range(self.blocks):
                 stride = 2 if index > 0 and block == 0 else 1
-                y = nn.relu(norm()(_conv(width, stride=stride)(x)))
-                y = norm()(_conv(width)(y))
-                shortcut = x if x.shape == y.shape else norm()(_conv(width, kernel=1, stride=stride)(x))
+                y = nn.relu(self.convolve_normalize(x, width, train, stride=stride))
+                y = self.convolve_normalize(y, width, train)
+                shortcut = x if x.shape == y.shape else self.convolve_normalize(x, width, train, kernel=1, stride=stride)
                 hidden[stage] = shortcut + y
                 x = nn.relu(hidden[stage])
         return Outputs(self.head(x), hidden)
@@ -139,23 +165,23 @@ class WideResNet(_Network):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> Outputs:
-        norm, hidden = self.norms(train), {}
-        x = _conv(self.widths[0] // self.widening)(self.standardize(x))
+        hidden = {}
+        x = self.convolve(self.standardize(x), self.widths[0] // self.widening)
         for index, width in enumerate(self.widths):
             for block in range(self.blocks):
                 stride = 2 if index > 0 and block == 0 else 1
-                before = norm()(x)
+                before = self.normalize(x, train)
                 if index > 0 and block == 0:
                     hidden[STAGES[index - 1]] = before
                 active = nn.relu(before)
-                y = _conv(width)(nn.relu(norm()(_conv(width, stride=stride)(active))))
-                x = y + (x if x.shape == y.shape else _conv(width, kernel=1, stride=stride)(active))
-        hidden[STAGES[-1]] = norm()(x)
+                y = self.convolve(nn.relu(self.convolve_normalize(active, width, train, stride=stride)), width)
+                x = y + (x if x.shape == y.shape else self.convolve(active, width, kernel=1, stride=stride))
+        hidden[STAGES[-1]] = self.normalize(x, train)
         return Outputs(self.head(nn.relu(hidden[STAGES[-1]])), hidden)
 
 
 def create_model(
-    config: ModelConfig, *, classes: int, mean: Sequence[float], std: Sequence[float], axis_name: str | None = None
+    config: ModelConfig, *, classes: int, mean: Sequence[float], std: Sequence[float], axis_name: str | None = None, dtype: Any = None
 ) -> nn.Module:
     """The network that `config` names.
 
@@ -163,11 +189,12 @@ def create_model(
       classes: length of the logits.
       mean, std: of the training pixels, one each per channel, in [0, 1]; std above 0.
       axis_name: pmap axis over which batch norm takes its statistics in training mode.
+      dtype: jnp.bfloat16 to compute convolutions in; None: float32, or float64 where the input is.
 
     Raises:
       UsageError: for a name of no family, or a depth that the family does not have.
     """
-    shared = {"classes": classes, "norm": config.norm, "mean": tuple(mean), "std": tuple(std), "axis_name": axis_name}
+    shared = {"classes": classes, "norm": config.norm, "mean": tuple(mean), "std": tuple(std), "axis_name": axis_name, "dtype": dtype}
     widths = tuple(config.width * factor for factor in (1, 2, 4))
     if config.name == "cnn":
         return CNN(widths=widths, **shared)

@@ -1,14 +1,23 @@
 """What a person sees of a run, and what is kept of it: a progress bar, metrics.jsonl, TensorBoard events."""
 
 import json
+import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+
+from wdkd.config import TrainConfig
+from wdkd.errors import UsageError
+
+Item = TypeVar("Item")
 
 
 class Recorder:
@@ -40,6 +49,69 @@ class Recorder:
                 self._events.add_scalar(name, value, step)
         if self._bar is not None:
             self._bar.show(step, known, examples_per_second)
+
+
+class Log:
+    """What becomes of a step's metrics. They are fetched one call late, so that the device never waits for the host."""
+
+    def __init__(self, recorder: Recorder, config: TrainConfig, step: int) -> None:
+        self._recorder, self._config, self._step = recorder, config, step
+        self._clock = Clock(config.batch_size)
+        self._pending: dict[str, jax.Array] | None = None
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self._clock.rate
+
+    def add(self, measured: dict[str, jax.Array]) -> None:
+        """Takes the metrics (steps,) of a call, and looks at those of the call before."""
+        self.flush()
+        self._pending = measured
+
+    def flush(self) -> None:
+        """Stops the run at a value that is not finite; records the metrics every `log_every` steps."""
+        if self._pending is None:
+            return
+        fetched = {name: np.asarray(values) for name, values in self._pending.items()}
+        self._pending = None
+        self._clock.tick(len(fetched["objective"]))
+        # Every replica sees the same values, so all processes stop together.
+        for place in range(len(fetched["objective"])):
+            self._step += 1
+            self.look({name: float(values[place]) for name, values in fetched.items()})
+
+    def look(self, values: dict[str, float]) -> None:
+        for name in ("objective", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise UsageError(f"{name} is {values[name]} at step {self._step}; lower optimizer.learning_rate or method.epsilon")
+        if self._step % self._config.log_every == 0 or self._step == self._config.steps:
+            self._recorder.log(self._step, values, examples_per_second=self.rate)
+
+
+class Clock:
+    """Images per second since the second call; the first one compiles."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size, self._steps, self._first, self._began = batch_size, 0, 0, 0.0
+
+    def tick(self, steps: int) -> None:
+        """Counts the steps of a call that has finished."""
+        if self._first == 0:
+            self._began, self._first = time.monotonic(), steps
+        self._steps += steps
+
+    @property
+    def rate(self) -> float:
+        timed = self._steps - self._first
+        return timed * self._batch_size / max(time.monotonic() - self._began, 1e-9)
+
+
+def track(steps: Iterable[Item], *, title: str, total: int, show: bool) -> Iterator[Item]:
+    """The steps one by one, with a bar on stderr that says how much is left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
+        yield from progress.track(steps, total=total, description=title)
 
 
 def _reopen(path: Path, start: int) -> Any:

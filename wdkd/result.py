@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from wdkd.config import Config, from_dict, to_dict
+from wdkd.config import EARLIER, Config, from_dict, to_dict
 from wdkd.errors import UsageError
 
 
@@ -48,6 +48,8 @@ class Result:
     teacher_hash: str | None
     teacher_accuracy: float | None
     through_teacher: bool
+    teacher_cached: bool | None = dataclasses.field(metadata={EARLIER: False})
+    """Whether the teacher was recorded ahead of training; None where only a checkpoint was evaluated."""
     model: str
     parameters: int
     forward_flops: float | None

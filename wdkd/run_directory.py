@@ -10,11 +10,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wdkd import checkpoint, parallel
 from wdkd.config import Config, differences, from_dict, to_dict
 from wdkd.errors import UsageError
+from wdkd.folding import fold
 from wdkd.models import create_model, initialize
 from wdkd.result import read_json, read_result, write_json
 from wdkd.teacher import Teacher, inference
@@ -123,22 +125,27 @@ def read_trained(directory: str | os.PathLike) -> Trained:
     return Trained(run, model, variables | {"input": run.input.arrays}, step, checkpoint.tree_hash(variables))
 
 
-def build_model(config: Config, given: Input, axis_name: str | None = None) -> nn.Module:
+def build_model(config: Config, given: Input, **options: Any) -> nn.Module:
     """The run's network, as `models.create_model` makes it."""
-    return create_model(config.model, classes=len(given.class_names), mean=given.mean, std=given.std, axis_name=axis_name)
+    return create_model(config.model, classes=len(given.class_names), mean=given.mean, std=given.std, **options)
 
 
 def read_teacher(directory: str | os.PathLike) -> Teacher:
-    """The network of a run as a teacher, with its test accuracy where the run is finished. Raises UsageError as `read_trained`."""
+    """The network of a run as a teacher, its batch norm folded, with its test accuracy where the run is finished.
+
+    Raises UsageError as `read_trained`.
+    """
     try:
         trained = read_trained(directory)
         finished = Path(directory) / "result.json"
         accuracy = read_result(finished).evaluation.accuracy if finished.exists() else None
     except UsageError as error:
         raise UsageError(f"teacher: {error}") from error
+    model, variables = fold(trained.model, trained.variables, tuple(trained.run.input.image_shape))
     return Teacher(
-        apply=inference(trained.model),
-        variables=trained.variables,
+        apply=inference(model),
+        apply_bfloat16=inference(model.clone(dtype=jnp.bfloat16)),
+        variables=variables,
         classes=len(trained.run.input.class_names),
         image_shape=tuple(trained.run.input.image_shape),
         path=str(directory),

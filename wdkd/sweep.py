@@ -36,11 +36,12 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its config, its directory, and where its result is also written."""
+    """One run of a sweep: its config, its directory, where its result is also written, and where recorded teachers are kept."""
 
     config: Config
     workdir: Path
     publish: Path
+    cache: Path
 
 
 def expand(grid: Grid, base: Config, workdir: Path, results: Path) -> list[Job]:
@@ -68,7 +69,9 @@ def _job(base: Config, workdir: Path, results: Path, n: int, seed: int, augmenta
     create_stages(config.method)
     variant = method if epsilon is None else f"{method}-epsilon{epsilon:g}"
     name = Path(base.data.name) / augmentation / variant / f"n{n or 'full'}" / f"seed{seed}"
-    return Job(config, workdir / name, results / "tuning" if config.data.evaluate_on == "validation" else results)
+    return Job(
+        config, workdir / name, results / "tuning" if config.data.evaluate_on == "validation" else results, workdir / "teacher-cache"
+    )
 
 
 def publish(job: Job, result: Result) -> Path:
@@ -82,7 +85,7 @@ def publish(job: Job, result: Result) -> Path:
 
 def execute(job: Job) -> Result:
     """One run, in whatever process this is."""
-    result = train.run(job.config, job.workdir, show_progress=False)
+    result = train.run(job.config, job.workdir, cache=job.cache, show_progress=False)
     publish(job, result)
     return result
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,33 +11,38 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from wdkd import parallel
 from wdkd.augment import create_augmentation
-from wdkd.batches import ORDER, PARTNER, batch_indices
+from wdkd.batches import ORDER, PARTNER, batch_indices, batch_views, fixed_partners
 from wdkd.checkpoint import Checkpoints, tree_hash
 from wdkd.config import AugmentConfig, Config, MethodConfig, OptimizerConfig
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.evaluate import build_result, evaluate_network
-from wdkd.methods import Stage, create_stages, stage_ends
+from wdkd.methods import Reads, Stage, create_stages, stage_ends
 from wdkd.models import check_image_shape, initialize
-from wdkd.progress import Recorder
+from wdkd.progress import Log, Recorder
+from wdkd.recording import record_teacher
 from wdkd.result import Result, read_result, write_result
 from wdkd.run_directory import Input, Run, build_model, check_workdir, describe_run, read_teacher, start
 from wdkd.state import TrainState, create_optimizer, create_state, initialize_connectors
-from wdkd.steps import Data, Draw, TeacherApply, make_train_step
-from wdkd.teacher import Teacher, check_agreement, inference
+from wdkd.steps import Data, Draw, TeacherApply, make_train_step, repeated
+from wdkd.teacher import Record, Teacher, TeacherAt, check_agreement, inference, live, recorded
+from wdkd.teacher_cache import choose
 
 INITIAL, CONNECTORS, AUGMENTATION = 0, 1, 2
+COMPUTED_IN = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
-def run(config: Config, workdir: str | os.PathLike, *, show_progress: bool = True) -> Result:
+def run(config: Config, workdir: str | os.PathLike, *, cache: str | os.PathLike | None = None, show_progress: bool = True) -> Result:
     """Trains what `config` says in `workdir`, or goes on where an earlier call stopped, and evaluates the last step.
 
-    A finished run is returned as it is. See `architecture` in the README for what the directory holds.
+    A finished run is returned as it is. See `architecture` in the README for what the directory holds. Recorded teachers are kept
+    in the directory `cache`; None: in teacher-cache/ beside `workdir`.
 
     Raises:
       UsageError: for an option out of range, data or teacher that is missing or does not fit, a directory of another run,
@@ -48,6 +53,7 @@ def run(config: Config, workdir: str | os.PathLike, *, show_progress: bool = Tru
     if config.teacher is None and any(stage.needs_teacher for stage in stages):
         raise UsageError(f"method {config.method.name!r} needs a teacher; give --teacher DIRECTORY (launch/train_teacher.py makes one)")
     parallel.check_batch(config.train.batch_size)
+    parallel.check_precision(config.train.precision)
     directory = check_workdir(workdir, config)
     finished = directory / "result.json"
     if finished.exists():
@@ -59,10 +65,13 @@ def run(config: Config, workdir: str | os.PathLike, *, show_progress: bool = Tru
         check_agreement(teacher, classes=split.num_classes, image_shape=split.image_shape)
     described = describe_run(config, measure_input(split))
     trainer = Trainer(described, split, teacher, stages)
+    show = show_progress and parallel.is_main_process()
+    trainer.record(directory.parent / "teacher-cache" if cache is None else Path(cache), show=show)
     start(directory, described, {"sha256": split.subset_hash, "indices": split.train_indices.tolist()})
-    trained, rate = trainer.train(directory, show_progress=show_progress)
+    trained, rate = trainer.train(directory, show=show)
     variables = trained | {"input": described.input.arrays}
-    apply = inference(trainer.student)
+    # In float32 whatever it was trained in, so that an evaluation elsewhere finds the same.
+    apply = inference(trainer.student.clone(dtype=None))
     evaluation = evaluate_network(apply, variables, teacher, split)
     result = build_result(
         described,
@@ -71,6 +80,7 @@ def run(config: Config, workdir: str | os.PathLike, *, show_progress: bool = Tru
         evaluation,
         apply=apply,
         variables=variables,
+        teacher_cached=trainer.reads is not None,
         parameter_hash=tree_hash(trained),
         step=config.train.steps,
         wall_seconds=time.monotonic() - began,
@@ -107,7 +117,7 @@ def plan_stage(
     *,
     steps: int,
     student: nn.Module,
-    teacher_apply: TeacherApply | None,
+    teacher_at: TeacherAt | None,
     augment: AugmentConfig,
     optimizer: OptimizerConfig,
     classes: int,
@@ -120,15 +130,16 @@ def plan_stage(
     step = make_train_step(
         student=student,
         connectors=connectors,
-        teacher_apply=teacher_apply if stage.needs_teacher else None,
+        teacher_at=teacher_at,
         objective=stage.objective,
         optimizer=transformation,
         augmentation=create_augmentation(augment, image_shape),
+        views=augment.finite_views,
         ema_decay=optimizer.ema_decay,
         classes=classes,
         axis_name=parallel.AXIS,
     )
-    return StagePlan(connectors, transformation, parallel.map_over_devices(step, arguments=5, donate_first=True))
+    return StagePlan(connectors, transformation, parallel.map_over_devices(repeated(step), arguments=5, donate_first=True))
 
 
 def padded(rows: np.ndarray) -> np.ndarray:
@@ -141,32 +152,61 @@ class Trainer:
 
     def __init__(self, described: Run, split: Split, teacher: Teacher | None, stages: tuple[Stage, ...]) -> None:
         config = described.config
-        self.config, self.split, self.teacher = config, split, teacher
+        self.config, self.split, self.teacher, self.stages = config, split, teacher, stages
         self.input = described.input.arrays
         create_augmentation(config.augment, split.image_shape)
         # The pixels' statistics travel with the data (see `models.apply_network`), so these are never used.
         neutral = dataclasses.replace(described.input, mean=[0.0] * split.image_shape[-1], std=[1.0] * split.image_shape[-1])
-        self.student = build_model(config, neutral, parallel.AXIS)
+        self.student = build_model(config, neutral, axis_name=parallel.AXIS, dtype=COMPUTED_IN[config.train.precision])
         self.ends = stage_ends(stages, config.train.steps)
         self.starts = (0, *self.ends[:-1])
-        if min(end - start for start, end in zip(self.starts, self.ends, strict=True)) < 1:
+        if min(self.lengths) < 1:
             raise UsageError(f"train.steps is {config.train.steps}; {len(stages)} stages need at least {len(stages)}")
+        self.reads: Reads | None = None
+        self.known: Record | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps of each stage."""
+        return tuple(end - start for start, end in zip(self.starts, self.ends, strict=True))
+
+    def record(self, folder: Path, *, show: bool) -> None:
+        """Records the teacher, where that is wanted and possible (see `teacher_cache.choose`)."""
+        if self.teacher is None:
+            return
+        choice = choose(self.config, self.stages, self.lengths, len(self.split.train_labels), self.teacher)
+        if show and choice.why:
+            print(choice.why, file=sys.stderr, flush=True)
+        if choice.reads is not None:
+            key = np.asarray(jax.random.key_data(self.key(AUGMENTATION)))
+            self.reads = choice.reads
+            self.known = record_teacher(self.config, choice.reads, self.teacher, self.split, key, folder, show=show)
 
     # --- stages
 
+    def recorded(self, index: int) -> bool:
+        """Whether a stage takes the teacher from its record."""
+        return self.reads is not None and self.stages[index].reads is not None
+
     def plan(self, index: int) -> StagePlan:
         """The stage's modules, optimiser and compiled step."""
+        needed = self.stages[index].needs_teacher
         return plan_stage(
             self.config.method,
             index,
-            steps=self.ends[index] - self.starts[index],
+            steps=self.lengths[index],
             student=self.student,
-            teacher_apply=self.teacher and self.teacher.apply,
+            teacher_at=None if not needed else recorded if self.recorded(index) else live(self.teacher_apply()),
             augment=self.config.augment,
             optimizer=self.config.optimizer,
             classes=self.split.num_classes,
             image_shape=tuple(self.split.image_shape),
         )
+
+    def teacher_apply(self) -> TeacherApply:
+        """The live teacher, in the precision of the training."""
+        low = self.config.train.precision == "bfloat16" and self.teacher.apply_bfloat16
+        return low or self.teacher.apply
 
     def begin(self, index: int, plan: StagePlan, student_variables: Any) -> TrainState:
         """The first state of a stage: fresh connectors and optimiser around the student's variables."""
@@ -187,74 +227,59 @@ class Trainer:
 
     # --- the loop
 
-    def train(self, directory: Path, *, show_progress: bool) -> tuple[Any, float]:
+    def train(self, directory: Path, *, show: bool) -> tuple[Any, float]:
         """Trains to the last step. Returns the variables to evaluate and the images per second of this call."""
         data = parallel.replicate(Data(padded(self.split.train_images), padded(self.split.train_labels), self.input))
-        teacher_variables = parallel.replicate(None if self.teacher is None else self.teacher.variables)
-        augmentation_key = parallel.replicate(jax.random.key_data(self.key(AUGMENTATION)))
+        key = parallel.replicate(jax.random.key_data(self.key(AUGMENTATION)))
         with Checkpoints(directory / "checkpoints") as checkpoints:
             step = checkpoints.latest() or 0
             index = next(i for i, end in enumerate(self.ends) if step < end or end == self.config.train.steps)
-            plan = self.plan(index)
+            plan, known = self.plan(index), self.what_is_known(index)
             state = self.begin(index, plan, initialize(self.student, self.key(INITIAL), self.split.image_shape))
             if step:
                 state = checkpoints.restore(step, "state", state)
             state = parallel.replicate(state)
             kept = directory if parallel.is_main_process() else None
-            show = show_progress and parallel.is_main_process()
             with Recorder(kept, title=self.title(), start=step, steps=self.config.train.steps, show=show) as recorder:
-                clock = Clock(self.config.train.batch_size)
+                log = Log(recorder, self.config.train, step)
                 while step < self.config.train.steps:
                     if step == self.ends[index]:
                         index += 1
-                        plan = self.plan(index)
+                        plan, known = self.plan(index), self.what_is_known(index)
                         state = parallel.replicate(self.begin(index, plan, state.variables["student"]))
-                    state, measured = plan.step(state, teacher_variables, data, augmentation_key, self.draw(step))
-                    step += 1
-                    clock.tick(measured)
-                    self.look(step, measured, recorder, clock)
+                    draws = self.draws(step, index)
+                    state, measured = plan.step(state, known, data, key, draws)
+                    step += draws.index.shape[1]
+                    log.add(measured)
                     if step % self.config.train.checkpoint_every == 0 and step < self.ends[index] or step == self.config.train.steps:
+                        log.flush()
                         checkpoints.save(step, network=state.evaluated, state=state)
-        return jax.tree.map(np.asarray, state.evaluated), clock.rate
+        return jax.tree.map(np.asarray, state.evaluated), log.rate
+
+    def what_is_known(self, index: int) -> Any:
+        """What a stage's step is given of the teacher, on every device: its record, its variables, or nothing."""
+        if not self.stages[index].needs_teacher:
+            return None
+        return parallel.replicate(self.known if self.recorded(index) else self.teacher.variables)
 
     def title(self) -> str:
         config = self.config
         return f"{config.data.name} {config.method.name} n={config.data.n_per_class or 'full'} seed={config.seed}"
 
+    def draws(self, step: int, index: int) -> Draw:
+        """This process's part of the next call's global batches, (devices, steps, b): one step, or as many as fit before
+        something is saved or the stage ends."""
+        together, every = parallel.steps_per_call(self.config.train.steps_per_call), self.config.train.checkpoint_every
+        fits = step + together <= min(self.ends[index], (step // every + 1) * every)
+        one = [self.draw(s) for s in range(step, step + (together if fits else 1))]
+        return jax.tree.map(lambda *columns: np.stack([parallel.share(column) for column in columns], axis=1), *one)
+
     def draw(self, step: int) -> Draw:
-        """This process's part of the global batch of a step."""
+        """The global batch of a step."""
         size, batch, seed = len(self.split.train_labels), self.config.train.batch_size, self.config.seed
-        columns = (
-            batch_indices(size, batch, seed, step, ORDER),
-            batch_indices(size, batch, seed, step, PARTNER),
-            np.arange(batch, dtype=np.int32),
-        )
-        return Draw(*(parallel.share(column) for column in columns))
-
-    def look(self, step: int, measured: dict[str, jax.Array], recorder: Recorder, clock: "Clock") -> None:
-        """Stops the run at a value that is not finite; records the metrics every `log_every` steps."""
-        # Waiting for each step would keep a fast device idle; every replica sees the same values, so all stop together.
-        if step % self.config.train.log_every and step != self.config.train.steps:
-            return
-        values = {name: float(value) for name, value in measured.items()}
-        for name in ("objective", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                raise UsageError(f"{name} is {values[name]} at step {step}; lower optimizer.learning_rate or method.epsilon")
-        recorder.log(step, values, examples_per_second=clock.rate)
-
-
-class Clock:
-    """Images per second since the second step; the first one compiles."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size, self._steps, self._began = batch_size, 0, 0.0
-
-    def tick(self, measured: dict[str, jax.Array]) -> None:
-        if self._steps == 0:
-            jax.block_until_ready(measured)
-            self._began = time.monotonic()
-        self._steps += 1
-
-    @property
-    def rate(self) -> float:
-        return (self._steps - 1) * self._batch_size / max(time.monotonic() - self._began, 1e-9) if self._steps > 1 else 0.0
+        index, position = batch_indices(size, batch, seed, step, ORDER), np.arange(batch, dtype=np.int32)
+        views = self.config.augment.finite_views
+        if views is None:
+            return Draw(index, batch_indices(size, batch, seed, step, PARTNER), position, np.zeros(batch, np.int32))
+        view = batch_views(size, batch, views, step)
+        return Draw(index, fixed_partners(size, views, seed)[index, view], position, view)
