@@ -9,9 +9,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    {"errors", "config", "subset", "losses", "input_gradients", "metrics", "augment", "batches", "result", "published", "cache"},
+    {
+        "errors",
+        "config",
+        "subset",
+        "losses",
+        "input_gradients",
+        "metrics",
+        "augment",
+        "batches",
+        "result",
+        "published",
+        "cache",
+        "launcher",
+    },
     {"data", "prepared", "datasets", "datasets.digits", "models", "state"},
-    {"folding"},
+    {"folding", "torch_reference", "meeting"},
     {"teacher", "methods"},
     {"steps"},
     {"parallel", "checkpoint"},
@@ -19,9 +32,11 @@ LAYERS = (
     {"recording"},
     {"evaluate"},
     {"train"},
+    {"benchmark", "timing"},
+    {"measure"},
     {"tables", "figures"},
     {"tuning"},
-    {"report"},
+    {"report", "benchmark_report"},
     {"sweep", "command_line"},
     {""},
 )

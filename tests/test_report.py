@@ -38,7 +38,15 @@ def make_result(method="kd", n=50, seed=0, accuracy=0.8, epsilon=None, split="te
     fields = dict(config=options, evaluation=make_evaluation(accuracy, split, None if method == "ce" else accuracy - 0.05))
     fields |= dict(dataset=dataset, track="plain", method=method, n_per_class=n, seed=seed, epsilon=epsilon)
     fields |= dict(train_size=(n or 5500) * CLASSES, subset_hash=f"subset-{n}-{seed}", teacher_path="runs/teacher", teacher_hash="7e" * 8)
-    fields |= dict(teacher_accuracy=0.9312, through_teacher=True, teacher_cached=False, model="cnn", parameters=73_210, forward_flops=2.5e6, parameter_hash="ab")
+    fields |= dict(
+        teacher_accuracy=0.9312,
+        through_teacher=True,
+        teacher_cached=False,
+        model="cnn",
+        parameters=73_210,
+        forward_flops=2.5e6,
+        parameter_hash="ab",
+    )
     fields |= dict(
         steps=500, examples_per_second=1e4, wall_seconds=9.0, device_kind="NVIDIA H100", device_count=1, versions={}, revision="abc"
     )

@@ -131,21 +131,22 @@ def robust(per_example: PerExample, config: MethodConfig, epsilon: float) -> Obj
     return objective
 
 
-def with_jacobian_matching(objective: Objective, weight: float) -> Objective:
+def with_jacobian_matching(objective: Objective, weight: float, *, differentiates: bool) -> Objective:
     """Adds λ · mean ‖(J_S − J_T)ᵀ v‖², v a fresh random unit vector of logit space per example and step.
 
-    Czarnecki et al. 2017 (Sobolev training), Srinivas & Fleuret 2018 (Jacobian matching).
+    Czarnecki et al. 2017 (Sobolev training), Srinivas & Fleuret 2018 (Jacobian matching). One that does not differentiate in x is
+    given what the networks said here: seen twice, they would also be gone through backward twice.
     """
 
     def combined(see: See, batch: Batch, all_examples: AllExamples) -> tuple[Array, ObjectiveAux]:
-        value, aux = objective(see, batch, all_examples)
         directions = jax.vmap(lambda key: _unit_vector(key, batch.labels.shape[-1]))(batch.keys)
 
-        def along(x: Array) -> Array:
-            seen, _ = see(x, True)
-            return ((seen.student.logits - seen.teacher.logits) * directions).sum(-1)
+        def along(x: Array) -> tuple[Array, Any]:
+            seen, statistics = see(x, True)
+            return ((seen.student.logits - seen.teacher.logits) * directions).sum(-1), (seen, statistics)
 
-        _, difference = value_and_input_gradient(along, batch.x)
+        (_, here), difference = value_and_input_gradient(along, batch.x, has_aux=True)
+        value, aux = objective(see if differentiates else lambda x, through_teacher: here, batch, all_examples)
         return value + weight * jnp.square(difference).sum((1, 2, 3)).mean(), aux
 
     return combined
@@ -201,7 +202,7 @@ def label_stage(config: MethodConfig) -> Stage:
 def sobolev_stage(config: MethodConfig) -> Stage:
     """Match outputs and input Jacobians."""
     stage = output_stage(config)
-    matching = with_jacobian_matching(stage.objective, config.sobolev_weight)
+    matching = with_jacobian_matching(stage.objective, config.sobolev_weight, differentiates=config.radius > 0)
     return dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=Reads(jacobian=True))
 
 

@@ -66,17 +66,22 @@ class Shift(nn.Module):
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """2×2 max pooling of (B, h, w, c), unless a side is 4 or less; odd sides round up.
+    """2×2 max pooling of (B, h, w, c), unless a side is 4 or less; odd sides round up. Of equal maxima, one has the derivative.
 
-    Maxima of slices rather than `nn.max_pool`, whose second derivative scatters, which is slow.
+    By slices rather than `nn.max_pool`, whose second derivative scatters, and by `where` rather than `jnp.maximum`, whose derivative
+    divides to share it between equal maxima: a distillation step takes a quarter less time on CPU.
     """
     height, width = x.shape[1:3]
     if min(height, width) <= 4:
         return x
     if height % 2 or width % 2:  # A padding by nothing is not free: its second derivative is made of arrays of zeros.
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    x = jnp.maximum(x[:, ::2], x[:, 1::2])
-    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
+    x = _larger(x[:, ::2], x[:, 1::2])
+    return _larger(x[:, :, ::2], x[:, :, 1::2])
+
+
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(a >= b, a, b)
 
 
 class _Network(nn.Module):

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from wdkd.config import TrainConfig
 from wdkd.errors import UsageError
@@ -28,7 +27,8 @@ class Recorder:
 
     def __init__(self, directory: Path | None, *, title: str, start: int, steps: int, show: bool) -> None:
         self._lines = None if directory is None else _reopen(directory / "metrics.jsonl", start)
-        self._events = None if directory is None else SummaryWriter(str(directory / "events"), purge_step=start + 1, flush_secs=10)
+        self._events: Any = None
+        self._directory, self._start = directory, start
         self._bar = _Bar(title, start, steps) if show and sys.stderr.isatty() else _Lines(title, start, steps) if show else None
 
     def __enter__(self) -> "Recorder":
@@ -45,10 +45,18 @@ class Recorder:
         if self._lines is not None:
             self._lines.write(json.dumps({"step": step, **known}) + "\n")
             self._lines.flush()
-            for name, value in known.items():
-                self._events.add_scalar(name, value, step)
+            self._show_tensorboard(step, known)
         if self._bar is not None:
             self._bar.show(step, known, examples_per_second)
+
+    def _show_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
+        if self._events is None:
+            # Not before the first step: where torch is installed too, this imports it, which takes a second or two.
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(self._directory / "events"), purge_step=self._start + 1, flush_secs=10)
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
 
 
 class Log:

@@ -60,9 +60,10 @@ def choose(config: Config, stages: tuple[Stage, ...], steps: tuple[int, ...], im
     Raises:
       UsageError: the cache is demanded (mode "on") and there are no fixed views, nothing can be recorded, or it is over budget.
     """
-    reads = merge([stage.reads for stage in stages if stage.needs_teacher and stage.reads])
+    taught = [(stage, count) for stage, count in zip(stages, steps, strict=True) if stage.needs_teacher]
+    reads = merge([stage.reads for stage, _ in taught if stage.reads])
     views = config.augment.finite_views
-    if config.cache.mode == "off":
+    if config.cache.mode == "off" or not taught:
         return Choice(None, "")
     if reads is None:
         return refuse(config.cache, "the objective needs more of the teacher than can be recorded", "use --cache.mode off")
@@ -75,10 +76,7 @@ def choose(config: Config, stages: tuple[Stage, ...], steps: tuple[int, ...], im
         remedy = "raise --cache.budget, use --cache.precision bfloat16 or fewer views"
         return refuse(config.cache, f"{needs}, over the budget of {config.cache.budget:,} MiB", remedy)
     cost = images * views * (1 + teacher.classes * reads.jacobian)
-    used = zip(stages, steps, strict=True)
-    saved = sum(
-        count * config.train.batch_size * (3 if stage.reads.jacobian else 1) for stage, count in used if stage.needs_teacher and stage.reads
-    )
+    saved = config.train.batch_size * sum(count * (3 if stage.reads.jacobian else 1) for stage, count in taught if stage.reads)
     passes = f"recording takes {cost:,} passes of the teacher and saves {saved:,} in {sum(steps):,} steps"
     if config.cache.mode == "auto" and saved <= cost:
         return Choice(None, f"teacher cache not used: {passes}, so it would not pay")
