@@ -3,10 +3,19 @@ BIN := .venv/bin
 
 .PHONY: setup demo tables test lint clean
 
-# One stamp per list of requirements: a changed list installs again, an unchanged one costs nothing.
+# Extras of setup.cfg for the tests; with test,benchmark they are also compared with PyTorch.
+EXTRAS ?= test
+COMMA := ,
+TESTED := .venv/stamp-$(subst $(COMMA),-,$(EXTRAS))
+
+# A stamp for what running needs and one for what testing needs: a changed list installs again, an unchanged one costs nothing.
 .venv/stamp: requirements.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(TESTED): .venv/stamp
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@
 
 setup: .venv/stamp
@@ -30,10 +39,10 @@ tables-%: setup
 	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.003 0.01 0.03 0.1 0.3
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
 
-test: setup lint
+test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=900
 
-lint: setup
+lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

@@ -9,8 +9,11 @@ from typing import Literal
 from wdkd import command_line, parallel
 from wdkd.benchmark import Setup
 from wdkd.benchmark_report import judge, write_report
+from wdkd.config import MethodConfig
 from wdkd.errors import UsageError
 from wdkd.measure import describe_setup, measure_growth, measure_start, measure_steps
+from wdkd.methods import METHODS, create_stages
+from wdkd.models import MIN_SIDE
 from wdkd.result import write_json
 
 
@@ -22,6 +25,8 @@ class Arguments:
     """Directory for <device>.json, .md and .png."""
     parts: tuple[Literal["steps", "growth", "start"], ...] = ("steps", "growth", "start")
     """What to measure; all of it takes about a quarter of an hour on two cores."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Whose steps to time; kd and wdkd, which ratios are taken of, always are."""
     rounds: int = 9
     """Times that each step is timed, in turn with all others."""
     pytorch: Literal["auto", "on", "off"] = "auto"
@@ -49,6 +54,10 @@ def main(arguments: Arguments) -> None:
             raise UsageError(f"{name} is {getattr(arguments, name)}; it must be at least 1")
     if not arguments.parts:
         raise UsageError("parts is empty; name at least one of steps, growth, start")
+    for name in arguments.methods:
+        create_stages(MethodConfig(name=name))
+    if arguments.side < MIN_SIDE:
+        raise UsageError(f"side is {arguments.side}; it must be at least {MIN_SIDE}")
     parallel.check_batch(arguments.batch_size)
     parallel.check_precision(arguments.precision)
     found = measured(arguments)
@@ -84,7 +93,8 @@ def measured(arguments: Arguments) -> dict:
             found["start"] = measure_start(setup, Path(folder) / "start")
         if "steps" in arguments.parts:
             with_torch = installed and arguments.pytorch != "off"
-            found |= measure_steps(setup, arguments.rounds, Path(folder) / "record", with_torch=with_torch, show=True)
+            methods = tuple(dict.fromkeys((*arguments.methods, "kd", "wdkd")))
+            found |= measure_steps(setup, methods, arguments.rounds, Path(folder) / "record", with_torch=with_torch, show=True)
         if "growth" in arguments.parts:
             found["growth"] = measure_growth(setup, max(1, arguments.rounds // 3), show=True)
     return found

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wdkd.batches import ORDER, PARTNER, batch_indices, evaluation_batches
+from wdkd.batches import ORDER, PARTNER, batch_indices, batch_views, evaluation_batches, fixed_partners
 
 SIZE_AND_BATCH = pytest.mark.parametrize(("size", "batch"), [(12, 4), (7, 3), (5, 5), (4, 10), (3, 7), (1, 3), (10, 1)])
 
@@ -55,6 +55,31 @@ def test_partners_are_all_images_equally_often():
     np.add.at(counts, (stream(size, 10, 0, ORDER, epochs).ravel(), stream(size, 10, 0, PARTNER, epochs).ravel()), 1)
     expected = epochs / size
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+@SIZE_AND_BATCH
+@pytest.mark.parametrize("views", [1, 3])
+def test_every_image_is_seen_in_each_of_its_views_in_turn(size, batch, views):
+    epochs = 2 * views
+    steps = range(-(-size * epochs // batch))
+    seen = [
+        np.concatenate([draw(step) for step in steps])[: size * epochs]
+        for draw in (
+            lambda step: batch_indices(size, batch, 2, step),
+            lambda step: batch_views(size, batch, views, step),
+        )
+    ]
+    assert seen[1].dtype == np.int32
+    for image in range(size):
+        np.testing.assert_array_equal(seen[1][seen[0] == image], [*range(views), *range(views)])
+
+
+def test_the_partner_of_a_fixed_view_depends_on_seed_image_and_view_alone():
+    few, many = fixed_partners(40, 2, 5), fixed_partners(40, 6, 5)
+    np.testing.assert_array_equal(few, many[:, :2])
+    assert many.dtype == np.int32 and many.min() >= 0 and many.max() < 40
+    assert len({tuple(column) for column in many.T}) == 6
+    assert (fixed_partners(40, 6, 6) != many).mean() > 0.9
 
 
 @SIZE_AND_BATCH

@@ -105,6 +105,29 @@ OUT_OF_RANGE = {
     ),
     "too few steps": ("--method.name ab --train.steps 1", "train.steps is 1; 2 stages need at least 2"),
     "padding": ("--augment.name flip_crop --augment.padding 9", "augment.padding is 9; it must be at most the image's side, 8"),
+    "views of 0": ("--augment.name matching --augment.views 0", "augment.views is 0; it must be at least 1, or None for fresh views"),
+    "views of nothing": ("--augment.views 4", "augment.views is 4; it must be 1 or None with augment.name none"),
+    "a cache of fresh views": (
+        "--augment.name matching --cache.mode on",
+        "cache.mode is on, but augmentation 'matching' draws a fresh view at every visit; fix some with --augment.views K",
+    ),
+    "a cache over budget": (
+        "--cache.mode on --cache.budget 1 --augment.name flip_crop --augment.padding 1 --augment.views 9 --data.n-per-class 100",
+        "9,000 views need 22.3 MiB, over the budget of 1 MiB",
+        "raise --cache.budget, use --cache.precision bfloat16 or fewer views",
+    ),
+    "a cache that holds too little": (
+        "--cache.mode on --method.name fitnet --method.pretrain-epsilon 0.1 --method.loss ce",
+        "cache.mode is on, but the objective needs more of the teacher than can be recorded; use --cache.mode off",
+    ),
+    "no budget": ("--cache.budget 0", "cache.budget is 0; it must be at least 1 MiB"),
+    "bfloat16 where there is none": (
+        "--train.precision bfloat16",
+        "train.precision is bfloat16, which cpu (cpu) does not compute in",
+        "float32",
+    ),
+    "steps per call": ("--train.steps-per-call 0", "train.steps_per_call is 0; it must be at least 1"),
+    "time to connect": ("--connect-timeout 0", "connect timeout is 0 s; it must be at least 1"),
     "one process of some": ("--processes 2", "--coordinator HOST:PORT, --processes N and --process-id I together"),
 }
 

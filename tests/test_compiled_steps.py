@@ -28,7 +28,7 @@ def network(name, width, norm):
 
 
 STUDENT, STUDENT_VARIABLES = network("cnn", 16, "group")
-TEACHER, TEACHER_VARIABLES = fold(*network("resnet20", 16, "batch"), SHAPE)
+TEACHER, TEACHER_VARIABLES = fold(*network("resnet8", 16, "batch"), SHAPE)
 
 
 def forward_flops(model, variables):
@@ -94,7 +94,8 @@ def test_nothing_is_computed_twice_in_the_exact_step(exact, flops, cached, ideal
     [
         ("kd", False, lambda s, t: 3 * s + t),
         ("kd", True, lambda s, t: 3 * s),
-        ("sobolev", False, lambda s, t: 6 * s + 3 * t),
+        # Its directions do not depend on the student, so the live teacher is never gone through a third time.
+        ("sobolev", False, lambda s, t: 6 * s + 2 * t),
         ("sobolev", True, lambda s, t: 6 * s),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import METHODS, files, method_config, tiny
@@ -157,3 +158,34 @@ def test_a_student_of_fashion_mnist(tmp_path):
     assert found.train_size == 50 and found.subset_hash == taught.subset_hash
     assert found.evaluation.class_names[0] == "T-shirt/top"
     assert read_run(tmp_path / "student").input.image_shape == [28, 28, 1]
+
+
+@pytest.mark.parametrize("method", ["kd", "ab"])
+def test_steps_in_a_call_are_the_steps_one_by_one(method, finished_run, teacher_run, tmp_path):
+    """Checkpoints are every second step and stages change after the third, so that calls of two steps and of one alternate."""
+    directory, one_by_one = finished_run(method)
+    config = method_config(method, teacher_run[0], train__steps_per_call=2)
+    together = run(config, tmp_path / "run", show_progress=False)
+    for name in ("metrics.jsonl", "subset.json"):
+        lines = [[json.loads(line) for line in (path / name).read_text().splitlines()] for path in (directory, tmp_path / "run")]
+        for a, b in zip(*lines, strict=True):
+            assert a == pytest.approx(b, rel=1e-4) if name == "metrics.jsonl" else a == b
+    assert together.evaluation.confusion == one_by_one.evaluation.confusion
+
+
+def test_bfloat16_trains_as_float32_does_to_its_precision(teacher_run, tmp_path, monkeypatch):
+    """On the CPU, which only simulates it. Parameters, their gradients and what is measured stay float32."""
+    monkeypatch.setattr("wdkd.parallel.check_precision", lambda precision: None)
+    edits = {"train__steps": 40, "augment__name": "none", "method__epsilon": 0.05, "cache__mode": "off"}
+    results, losses = {}, {}
+    for precision in ("float32", "bfloat16"):
+        config = method_config("wdkd", teacher_run[0], train__precision=precision, **edits)
+        results[precision] = run(config, tmp_path / precision, show_progress=False)
+        lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
+        losses[precision] = np.array([json.loads(line)["objective"] for line in lines])
+    assert 1e-7 < np.abs(losses["bfloat16"][0] / losses["float32"][0] - 1) < 0.02
+    assert np.abs(losses["bfloat16"][-5:].mean() / losses["float32"][-5:].mean() - 1) < 0.1
+    accuracies = [result.evaluation.accuracy for result in results.values()]
+    assert abs(accuracies[0] - accuracies[1]) < 0.05 and min(accuracies) > 0.2
+    leaves = jax.tree.leaves(read_trained(tmp_path / "bfloat16").variables)
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -34,24 +35,29 @@ CASES = {
     "wdkd_mean": {"method__name": "wdkd", "method__epsilon": 0.1, "method__aggregate": "mean"},
     "wdkd_rms": {"method__name": "wdkd", "method__epsilon": 0.1, "method__aggregate": "rms"},
     "wdkd_max": {"method__name": "wdkd", "method__epsilon": 0.1, "method__aggregate": "max"},
+    "wdkd_recorded": {"method__name": "wdkd", "method__epsilon": 0.1, "cache__mode": "on"},
+    "kd_two_steps_a_call": {"method__name": "kd", "train__steps_per_call": 2, "augment__name": "flip_crop", "augment__views": 2},
     "kd_batch_norm": {"method__name": "kd", "model__norm": "batch", "augment__name": "matching", "optimizer__ema_decay": 0.5},
 }
 
 
 def one_step(edits, teacher_directory):
-    """({name: array} of the first state and of the state after one step, metrics, both states) on all devices there are."""
+    """({name: array} of the first state and of the state after one call, metrics, both states) on all devices there are."""
     config = tiny(teacher=str(teacher_directory), **SHARED, **edits).check()
     split = few_shot_split(load_dataset(config.data), config.data, config.seed)
     teacher = read_teacher(teacher_directory)
     trainer = Trainer(describe_run(config, measure_input(split)), split, teacher, create_stages(config.method))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.record(Path(folder), show=False)
+    assert (trainer.known is not None) == (config.cache.mode == "on")
     plan = trainer.plan(0)
     before = trainer.begin(0, plan, initialize(trainer.student, trainer.key(INITIAL), split.image_shape))
     first = {f"before{jax.tree_util.keystr(path)}": np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(before)}
     data = parallel.replicate(Data(split.train_images, split.train_labels, trainer.input))
     key = parallel.replicate(jax.random.key_data(trainer.key(AUGMENTATION)))
-    after, measured = plan.step(parallel.replicate(before), parallel.replicate(teacher.variables), data, key, trainer.draws(0, 0))
+    after, measured = plan.step(parallel.replicate(before), trainer.what_is_known(0), data, key, trainer.draws(0, 0))
     second = {f"after{jax.tree_util.keystr(path)}": np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(after)}
-    return first | second, {name: float(value) for name, value in measured.items()}, after
+    return first | second, {name: np.asarray(value).tolist() for name, value in measured.items()}, after
 
 
 def evaluation(teacher_directory):
@@ -112,9 +118,10 @@ def test_a_step_on_eight_devices_is_the_step_on_one(name, eight, teacher_run):
         apart = sum(((arrays[leaf] - there[leaf]).astype(np.float64) ** 2).sum() for leaf in leaves)
         assert not leaves or moved > 0
         assert apart <= (2e-5) ** 2 * moved, (part, np.sqrt(apart / moved))
-    assert {k: v for k, v in measured.items() if v == v} == pytest.approx(
-        {k: v for k, v in facts[name]["measured"].items() if v == v}, rel=1e-5
-    )
+    assert measured.keys() == facts[name]["measured"].keys()
+    for quantity, values in measured.items():
+        np.testing.assert_allclose(facts[name]["measured"][quantity], values, rtol=1e-5, err_msg=quantity)
+    assert len(measured["loss"]) == (2 if "two_steps" in name else 1)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -141,6 +148,27 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(monkeypatch, batch, d
     with pytest.raises(UsageError, match=f"batch {batch} is not divisible by {devices} devices; use train.batch_size {advice}"):
         parallel.check_batch(batch)
     parallel.check_batch(advice)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "refused"),
+    [("cpu", None, True), ("gpu", "7.5", True), ("gpu", "8.0", False), ("gpu", "9.0", False), ("tpu", None, False)],
+)
+def test_bfloat16_is_refused_where_there_is_none(monkeypatch, platform, capability, refused):
+    class Device:
+        device_kind = "some device"
+
+    Device.platform, Device.compute_capability = platform, capability
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    parallel.check_precision("float32")
+    with pytest.raises(UsageError, match="train.precision is bfloat16, which some device") if refused else contextlib.nullcontext():
+        parallel.check_precision("bfloat16")
+
+
+@pytest.mark.parametrize(("backend", "steps"), [("cpu", 1), ("gpu", 20), ("tpu", 20)])
+def test_steps_per_call_are_the_backends_unless_given(monkeypatch, backend, steps):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert (parallel.steps_per_call(None), parallel.steps_per_call(7)) == (steps, 7)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

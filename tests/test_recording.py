@@ -159,14 +159,16 @@ def test_a_record_is_differentiable_along_any_path(kept):
         ("sobolev", {}),
     ],
 )
-def test_a_run_from_the_record_is_the_run_with_the_live_teacher(name, edits, teacher_run, tmp_path, capsys):
-    results = {
-        mode: run(method_config(name, teacher_run[0], cache__mode=mode, **edits), tmp_path / mode, show_progress=False)
-        for mode in ("off", "on")
-    }
-    assert (results["off"].teacher_cached, results["on"].teacher_cached) == (False, True)
-    assert [path.name for path in (tmp_path / "teacher-cache").iterdir()] != []
-    live, cached = (read_trained(tmp_path / mode).variables for mode in ("off", "on"))
+def test_a_run_from_the_record_is_the_run_with_the_live_teacher(name, edits, teacher_run, finished_run, tmp_path):
+    if edits:
+        live = tmp_path / "off"
+        result = run(method_config(name, teacher_run[0], cache__mode="off", **edits), live, show_progress=False)
+    else:
+        live, result = finished_run(name)
+    cached = run(method_config(name, teacher_run[0], cache__mode="on", **edits), tmp_path / "on", show_progress=False)
+    assert (result.teacher_cached, cached.teacher_cached) == (False, True)
+    assert len(list((tmp_path / "teacher-cache").iterdir())) == 1
+    live, cached = (read_trained(directory).variables for directory in (live, tmp_path / "on"))
     for a, b in zip(jax.tree.leaves(live), jax.tree.leaves(cached), strict=True):
         assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(a) + 1e-6
 

@@ -48,7 +48,8 @@ def test_hidden_features_are_counted_in_the_shapes_that_the_network_has(teacher)
         ({"method__name": "wdkd"}, 5500, 300),
         ({"method__name": "wdkd", "method__through_teacher": False}, 500, 100),
         ({"method__name": "wdkd", "method__epsilon": 0.0}, 500, 100),
-        ({"method__name": "sobolev"}, 5500, 300),
+        ({"method__name": "sobolev"}, 5500, 200),
+        ({"method__name": "sobolev", "method__epsilon": 0.1}, 5500, 300),
         ({"method__name": "fitnet", "method__pretrain_fraction": 0.5}, 500, 100),
         # Half of the steps read hidden features alone, half the Jacobian too.
         ({"method__name": "ab", "method__pretrain_fraction": 0.5, "method__epsilon": 0.1}, 5500, 200),

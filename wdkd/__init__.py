@@ -1,6 +1,17 @@
 """wdkd: few-data distillation of image classifiers in functional JAX. The public API on one screen."""
 
-from wdkd.config import STUDENTS, TEACHERS, AugmentConfig, Config, DataConfig, MethodConfig, ModelConfig, OptimizerConfig, TrainConfig
+from wdkd.config import (
+    STUDENTS,
+    TEACHERS,
+    AugmentConfig,
+    CacheConfig,
+    Config,
+    DataConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from wdkd.data import Dataset, Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.evaluate import evaluate_checkpoint, evaluate_network
@@ -20,6 +31,7 @@ __all__ = [
     "STUDENTS",
     "TEACHERS",
     "AugmentConfig",
+    "CacheConfig",
     "Config",
     "DataConfig",
     "Dataset",

@@ -127,8 +127,9 @@ def steps_table(found: Found) -> list[str]:
         "",
         f"Forward passes of a batch: student F_S = {forward['student'] / 1e9:.2f} GFLOP, teacher F_T = {forward['teacher'] / 1e9:.2f}. "
         f"Peak is a float32 matrix product's {spread_text(peak, 0)} GFLOP/s. Ideal FLOPs are 3F_S + F_T for plain distillation and "
-        "6F_S + 3F_T for the exact step; a recorded teacher costs none. fitnet and ab are their first stages. PyTorch's rows leave out "
-        "the optimiser, ours do not.",
+        "6F_S + 3F_T for the exact step (sobolev: 6F_S + 2F_T, its directions being constants); a recorded teacher costs none. fitnet and "
+        "ab are their first stages, whose ideals count neither connectors nor that fitnet trains a part of the student. PyTorch's rows "
+        "leave out the optimiser, ours do not.",
         "",
         *rows(header, body),
     ]

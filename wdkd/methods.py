@@ -59,10 +59,14 @@ PerExample = Callable[[Seen], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Reads:
-    """What an objective takes of the teacher beside its logits: their input Jacobian, and hidden features as constants."""
+    """What an objective takes of the teacher beside its logits: their input Jacobian, and hidden features as constants.
+
+    `passes` is how often a step goes through a live teacher, forward or backward.
+    """
 
     jacobian: bool = False
     hidden: tuple[str, ...] = ()
+    passes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +194,8 @@ def boundary_loss(margin: float) -> PerExample:
 
 def output_stage(config: MethodConfig) -> Stage:
     """Match the outputs (or the labels, with loss `ce`), in the worst case over a ball of `config.radius`."""
-    reads = Reads(jacobian=config.radius > 0 and config.through_teacher)
+    # Forward, backward to the input gradient, and through that once more for its derivative.
+    reads = Reads(jacobian=True, passes=3) if config.radius > 0 and config.through_teacher else Reads()
     return Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce", reads=reads)
 
 
@@ -203,7 +208,7 @@ def sobolev_stage(config: MethodConfig) -> Stage:
     """Match outputs and input Jacobians."""
     stage = output_stage(config)
     matching = with_jacobian_matching(stage.objective, config.sobolev_weight, differentiates=config.radius > 0)
-    return dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=Reads(jacobian=True))
+    return dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=Reads(jacobian=True, passes=max(2, stage.reads.passes)))
 
 
 def hint_stage(config: MethodConfig) -> Stage:

@@ -47,11 +47,11 @@ def record_teacher(config: Config, reads: Reads, teacher: Teacher, split: Split,
             return pack(read_files(final, described, holds))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             say(f"the teacher cache {final} is damaged or stale ({' '.join(str(error).split())[:120]}); it is made again")
+            shutil.rmtree(final, ignore_errors=True)
     chunks = functools.partial(compute, config, reads, teacher, split, key, show=show)
     try:
         with temporary_beside(final) as temporary:
             write_files(temporary, described, holds, chunks())
-            shutil.rmtree(final, ignore_errors=True)
             publish(temporary, final)
         return pack(read_files(final, described, holds))
     except OSError as error:

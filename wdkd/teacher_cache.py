@@ -53,8 +53,8 @@ class Choice:
 def choose(config: Config, stages: tuple[Stage, ...], steps: tuple[int, ...], images: int, teacher: Teacher) -> Choice:
     """Whether to record the teacher, for stages of so many steps on so many training images.
 
-    Costs are in passes of the teacher over one image: recording takes 1, and 1 more per class for the Jacobian; a step whose
-    objective takes input gradients through the live teacher takes 3 for each image of the batch, any other 1.
+    Costs are in passes of the teacher over one image: recording takes 1, and 1 more per class for the Jacobian; a step with
+    the live teacher takes `Reads.passes` for each image of the batch.
     It depends on nothing but the config and the data, so a resumed run does as it did before.
 
     Raises:
@@ -76,7 +76,7 @@ def choose(config: Config, stages: tuple[Stage, ...], steps: tuple[int, ...], im
         remedy = "raise --cache.budget, use --cache.precision bfloat16 or fewer views"
         return refuse(config.cache, f"{needs}, over the budget of {config.cache.budget:,} MiB", remedy)
     cost = images * views * (1 + teacher.classes * reads.jacobian)
-    saved = config.train.batch_size * sum(count * (3 if stage.reads.jacobian else 1) for stage, count in taught if stage.reads)
+    saved = config.train.batch_size * sum(count * stage.reads.passes for stage, count in taught if stage.reads)
     passes = f"recording takes {cost:,} passes of the teacher and saves {saved:,} in {sum(steps):,} steps"
     if config.cache.mode == "auto" and saved <= cost:
         return Choice(None, f"teacher cache not used: {passes}, so it would not pay")
@@ -88,7 +88,7 @@ def merge(reads: list[Reads]) -> Reads | None:
     if not reads:
         return None
     hidden = sorted({stage for one in reads for stage in one.hidden})
-    return Reads(any(one.jacobian for one in reads), tuple(hidden))
+    return Reads(any(one.jacobian for one in reads), tuple(hidden), max(one.passes for one in reads))
 
 
 def refuse(config: CacheConfig, why: str, remedy: str) -> Choice:

@@ -23,7 +23,7 @@ from wdkd.config import AugmentConfig, Config, MethodConfig, OptimizerConfig
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.evaluate import build_result, evaluate_network
-from wdkd.methods import Reads, Stage, create_stages, stage_ends
+from wdkd.methods import Stage, create_stages, stage_ends
 from wdkd.models import check_image_shape, initialize
 from wdkd.progress import Log, Recorder
 from wdkd.recording import record_teacher
@@ -32,7 +32,7 @@ from wdkd.run_directory import Input, Run, build_model, check_workdir, describe_
 from wdkd.state import TrainState, create_optimizer, create_state, initialize_connectors
 from wdkd.steps import Data, Draw, TeacherApply, make_train_step, repeated
 from wdkd.teacher import Record, Teacher, TeacherAt, check_agreement, inference, live, recorded
-from wdkd.teacher_cache import choose
+from wdkd.teacher_cache import Choice, choose
 
 INITIAL, CONNECTORS, AUGMENTATION = 0, 1, 2
 COMPUTED_IN = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -65,9 +65,9 @@ def run(config: Config, workdir: str | os.PathLike, *, cache: str | os.PathLike 
         check_agreement(teacher, classes=split.num_classes, image_shape=split.image_shape)
     described = describe_run(config, measure_input(split))
     trainer = Trainer(described, split, teacher, stages)
+    start(directory, described, {"sha256": split.subset_hash, "indices": split.train_indices.tolist()})
     show = show_progress and parallel.is_main_process()
     trainer.record(directory.parent / "teacher-cache" if cache is None else Path(cache), show=show)
-    start(directory, described, {"sha256": split.subset_hash, "indices": split.train_indices.tolist()})
     trained, rate = trainer.train(directory, show=show)
     variables = trained | {"input": described.input.arrays}
     # In float32 whatever it was trained in, so that an evaluation elsewhere finds the same.
@@ -80,7 +80,7 @@ def run(config: Config, workdir: str | os.PathLike, *, cache: str | os.PathLike 
         evaluation,
         apply=apply,
         variables=variables,
-        teacher_cached=trainer.reads is not None,
+        teacher_cached=trainer.choice.reads is not None,
         parameter_hash=tree_hash(trained),
         step=config.train.steps,
         wall_seconds=time.monotonic() - began,
@@ -162,7 +162,8 @@ class Trainer:
         self.starts = (0, *self.ends[:-1])
         if min(self.lengths) < 1:
             raise UsageError(f"train.steps is {config.train.steps}; {len(stages)} stages need at least {len(stages)}")
-        self.reads: Reads | None = None
+        none = Choice(None, "")
+        self.choice = none if teacher is None else choose(config, stages, self.lengths, len(split.train_labels), teacher)
         self.known: Record | None = None
 
     @property
@@ -171,22 +172,18 @@ class Trainer:
         return tuple(end - start for start, end in zip(self.starts, self.ends, strict=True))
 
     def record(self, folder: Path, *, show: bool) -> None:
-        """Records the teacher, where that is wanted and possible (see `teacher_cache.choose`)."""
-        if self.teacher is None:
-            return
-        choice = choose(self.config, self.stages, self.lengths, len(self.split.train_labels), self.teacher)
-        if show and choice.why:
-            print(choice.why, file=sys.stderr, flush=True)
-        if choice.reads is not None:
+        """Records the teacher, where that was chosen (see `teacher_cache.choose`)."""
+        if show and self.choice.why:
+            print(self.choice.why, file=sys.stderr, flush=True)
+        if self.choice.reads is not None:
             key = np.asarray(jax.random.key_data(self.key(AUGMENTATION)))
-            self.reads = choice.reads
-            self.known = record_teacher(self.config, choice.reads, self.teacher, self.split, key, folder, show=show)
+            self.known = record_teacher(self.config, self.choice.reads, self.teacher, self.split, key, folder, show=show)
 
     # --- stages
 
     def recorded(self, index: int) -> bool:
         """Whether a stage takes the teacher from its record."""
-        return self.reads is not None and self.stages[index].reads is not None
+        return self.choice.reads is not None and self.stages[index].reads is not None
 
     def plan(self, index: int) -> StagePlan:
         """The stage's modules, optimiser and compiled step."""
