@@ -177,7 +177,7 @@ def test_workers_with_tpus_are_found_by_jax(variables, alone, launched, monkeypa
 def joined(launched, monkeypatch):
     """A function that says how a process would join: (coordinator, how many there are, which it is, its GPUs)."""
     calls = []
-    monkeypatch.setattr(parallel, "_meet", lambda launch, timeout: None)
+    monkeypatch.setattr(parallel, "meet", lambda launch, timeout: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **more: calls.append(given))
 
     def joined(variables, *given):

@@ -195,8 +195,14 @@ def figure(found: Found) -> Figure:
     grid = drawn.add_gridspec(1 + bool(growth and "steps" in found), max(1, len(growth)))
     if "steps" in found:
         draw_steps(drawn.add_subplot(grid[0, :]), found)
+    first = None
     for place, what in enumerate(growth):
-        draw_growth(drawn.add_subplot(grid[-1, place]), [row for row in found["growth"] if row["what"] == what])
+        axes = drawn.add_subplot(grid[-1, place], sharey=first)
+        draw_growth(axes, [row for row in found["growth"] if row["what"] == what])
+        if first is None:
+            first = axes
+            axes.set_ylabel("ms")
+            axes.legend(fontsize=8)
     return drawn
 
 
@@ -218,7 +224,7 @@ def draw_growth(axes: Any, measured: list[Found]) -> None:
     for index, name in enumerate(measured[0]["milliseconds"]):
         times = [row["milliseconds"][name]["median"] for row in measured]
         axes.plot([row["value"] for row in measured], times, "osD"[index] + "-", color=COLOURS[1 + index], label=name)
-    axes.set(xscale="log", yscale="log", xlabel=measured[0]["what"].replace("_", " "), ylabel="ms")
+    axes.set(xscale="log", yscale="log", xlabel=measured[0]["what"].replace("_", " "))
     axes.set_xticks([row["value"] for row in measured], [str(row["value"]) for row in measured])
-    axes.minorticks_off()
-    axes.legend(fontsize=7)
+    axes.xaxis.minorticks_off()
+    axes.grid(axis="y", which="both", alpha=0.3)
