@@ -24,7 +24,7 @@ class Arguments:
     out: str = "results/benchmarks"
     """Directory for <device>.json, .md and .png."""
     parts: tuple[Literal["steps", "growth", "start"], ...] = ("steps", "growth", "start")
-    """What to measure; all of it takes about a quarter of an hour on two cores."""
+    """What to measure; all of it takes five to ten minutes on two cores."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Whose steps to time; kd and wdkd, which ratios are taken of, always are."""
     rounds: int = 9
