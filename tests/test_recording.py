@@ -13,9 +13,9 @@ from wdkd import train
 from wdkd.data import few_shot_split, load_dataset
 from wdkd.input_gradients import value_and_input_gradient, worst_case
 from wdkd.losses import kl_divergence, logit_distance, logit_mse
-from wdkd.methods import Reads
+from wdkd.methods import Reads, create_stages
 from wdkd.recording import record_teacher
-from wdkd.run_directory import read_teacher, read_trained
+from wdkd.run_directory import describe_run, read_teacher, read_trained
 from wdkd.steps import Draw, make_batch
 from wdkd.teacher import Record, recorded
 from wdkd.train import AUGMENTATION, run
@@ -252,6 +252,15 @@ def test_a_folder_that_cannot_be_written_is_done_without(kept, teacher, tmp_path
         assert jax.tree.all(jax.tree.map(np.array_equal, found, again))
         assert "it is made in memory, for this run alone" in capsys.readouterr().err
         assert files(tmp_path) == {own.name: b"in the way"}
+
+
+def test_stages_share_one_copy_on_the_devices(teacher, tmp_path):
+    config = method_config("fitnet", "teacher", data__n_per_class=5, cache__mode="on")
+    split = split_of(config)
+    trainer = train.Trainer(describe_run(config, train.measure_input(split)), split, teacher, create_stages(config.method))
+    trainer.record(tmp_path, show=False)
+    assert trainer.what_is_known(0) is trainer.what_is_known(1)
+    assert isinstance(trainer.what_is_known(1), Record)
 
 
 def test_methods_that_share_a_subset_share_the_record(teacher_run, tmp_path):

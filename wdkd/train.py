@@ -165,6 +165,7 @@ class Trainer:
         none = Choice(None, "")
         self.choice = none if teacher is None else choose(config, stages, self.lengths, len(split.train_labels), teacher)
         self.known: Record | None = None
+        self._on_devices: dict[bool, Any] = {}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -257,7 +258,10 @@ class Trainer:
         """What a stage's step is given of the teacher, on every device: its record, its variables, or nothing."""
         if not self.stages[index].needs_teacher:
             return None
-        return parallel.replicate(self.known if self.recorded(index) else self.teacher.variables)
+        recorded = self.recorded(index)
+        if recorded not in self._on_devices:  # A record may take gigabytes: stages share one copy.
+            self._on_devices[recorded] = parallel.replicate(self.known if recorded else self.teacher.variables)
+        return self._on_devices[recorded]
 
     def title(self) -> str:
         config = self.config
