@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo tables test lint clean
+.PHONY: setup demo tables faults test lint clean
 
 # Extras of setup.cfg for the tests; with test,benchmark they are also compared with PyTorch.
 EXTRAS ?= test
@@ -38,6 +38,10 @@ tables-%: setup
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --workdir runs/tuning \
 	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.003 0.01 0.03 0.1 0.3
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
+
+# Real runs, killed and damaged in every way, and the report of what came of it: most of an hour. Killed, it goes on where it was.
+faults: setup
+	$(BIN)/python tests/faults/report.py --out results/reliability.md
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=900

@@ -11,10 +11,10 @@ from wdkd.benchmark import Setup
 from wdkd.benchmark_report import judge, write_report
 from wdkd.config import MethodConfig
 from wdkd.errors import UsageError
+from wdkd.files import write_json
 from wdkd.measure import describe_setup, measure_growth, measure_start, measure_steps
 from wdkd.methods import METHODS, create_stages
 from wdkd.models import MIN_SIDE
-from wdkd.result import write_json
 
 
 @dataclasses.dataclass(frozen=True)

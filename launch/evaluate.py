@@ -1,13 +1,18 @@
-"""Evaluates the newest checkpoint of a run from its directory alone: accuracy, agreement, calibration, confusion matrix."""
+"""Evaluates the newest checkpoint of a run from its directory alone: accuracy, agreement, calibration, confusion matrix.
+
+With --verify it only checks that all files of the run are what was written, and exits with code 2 if one is not.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import Literal
 
 from wdkd import command_line
+from wdkd.errors import UsageError
 from wdkd.evaluate import evaluate_checkpoint
 from wdkd.figures import confusion_figure
 from wdkd.result import write_result
+from wdkd.verify import summary, verify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +29,15 @@ class Arguments:
     """Directory of the teacher that agreement is measured with; None: where it was in training."""
     out: str | None = None
     """Directory for evaluation.json and confusion.png; None: the run's directory."""
+    verify: bool = False
+    """Check the directory instead: every checkpoint bit by bit, config, subset, metrics and result against each other."""
 
 
 def main(arguments: Arguments) -> None:
-    """Evaluates, prints and writes."""
+    """Verifies, or evaluates, prints and writes."""
+    if arguments.verify:
+        verify_all(arguments.run)
+        return
     result = evaluate_checkpoint(arguments.run, split=arguments.split, data_dir=arguments.data_dir, teacher=arguments.teacher)
     out = Path(arguments.out or arguments.run)
     write_result(out / "evaluation.json", result)
@@ -38,5 +48,14 @@ def main(arguments: Arguments) -> None:
     print(f"written: {out / 'evaluation.json'}, {picture}")
 
 
+def verify_all(run: str) -> None:
+    """Prints a line for each part of the run's directory. Raises UsageError if one is damaged."""
+    findings = verify(run)
+    print("\n".join(summary(findings)))
+    damaged = [finding.part for finding in findings if finding.problem is not None]
+    if damaged:
+        raise UsageError(f"{len(damaged)} of {len(findings)} parts of {run} are damaged: {', '.join(damaged)}; the lines above say how")
+
+
 if __name__ == "__main__":
-    command_line.main(Arguments, main, description=__doc__)
+    command_line.main(Arguments, main, description=__doc__, flags=True)

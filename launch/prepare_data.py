@@ -8,13 +8,14 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 import tyro
 
 from wdkd import command_line
+from wdkd.archives import check_folder, check_published
 from wdkd.config import DataConfig
 from wdkd.data import load_dataset
 from wdkd.errors import UsageError
@@ -27,6 +28,7 @@ from wdkd.prepared import (
     open_prepared,
     unknown_dataset,
 )
+from wdkd.wording import shown
 
 CONNECT_SECONDS = 5.0
 """How long a download host may take to answer; TFDS itself would try for minutes."""
@@ -56,6 +58,8 @@ def main(args: Arguments) -> None:
 
 def prepare(name: str, data_dir: Path, archive: Path | None) -> None:
     """Prepares one set below data_dir, unless it is there already, and says where it is. Raises UsageError."""
+    if name == "digits":
+        load_dataset(DataConfig())  # Prepares them, again where they are damaged.
     directory = digits_directory() if name == "digits" else find_prepared(name, data_dir)
     if directory is not None:
         open_prepared(name, directory)
@@ -76,21 +80,25 @@ def prepare(name: str, data_dir: Path, archive: Path | None) -> None:
 def require_files(builder_cls: type[tfds.core.DatasetBuilder], name: str, data_dir: Path, archive: Path | None) -> None:
     """Raises UsageError unless what the set is made from is at hand, or can be downloaded to a place that can be written."""
     require_writable(data_dir)
-    if archive is not None and not archive.is_file():
-        raise UsageError(f"archive {archive} does not exist; give the file as it was downloaded")
+    if archive is not None and not os.path.isfile(archive):
+        raise UsageError(f"archive {shown(archive, 300)} does not exist, or is no file; give the file as it was downloaded")
+    infos = builder_cls.url_infos or {}
+    if archive is not None:
+        require_published(infos, archive)
     instructions = builder_cls.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions:
         if archive is None:
             raise UsageError(
                 f"{name!r} must be downloaded by hand; then give --archive FILE. TFDS says: {' '.join(instructions.split()):.300}"
             )
+        check_folder(folder_of(archive))
         return
-    files = {url: info.filename for url, info in builder_cls.url_infos.items() if info.filename}
+    files = {url: info.filename for url, info in infos.items() if info.filename}
     if archive is not None and archive.name not in files.values():
         raise UsageError(
-            f"archive {archive.name!r} is not a file of {name!r}; its files are {_some(files.values())}: keep the original name"
+            f"archive {shown(archive.name)!r} is not a file of {name!r}; its files are {_some(files.values())}: keep the original name"
         )
-    missing = {url: file for url, file in files.items() if archive is None or not (archive.parent / file).is_file()}
+    missing = {url: file for url, file in files.items() if archive is None or not (folder_of(archive) / file).is_file()}
     hosts = {urllib.parse.urlsplit(url).netloc for url in missing}
     if missing and not any_reachable(missing):
         raise UsageError(
@@ -99,11 +107,29 @@ def require_files(builder_cls: type[tfds.core.DatasetBuilder], name: str, data_d
         )
 
 
+def folder_of(archive: Path) -> Path:
+    """Where TFDS looks for a set's files by their names."""
+    return Path(os.path.abspath(archive)).parent
+
+
+def require_published(infos: Mapping[str, tfds.download.checksums.UrlInfo], archive: Path) -> None:
+    """Raises UsageError where a file beside the archive, or itself, has the name of a published file and is another.
+
+    `infos`: what TFDS knows of the published files, by URL.
+    """
+    published: dict[str, list[tuple[int, str]]] = {}
+    for url, info in infos.items():
+        published.setdefault(info.filename or url.rsplit("/", 1)[-1], []).append((int(info.size), info.checksum))
+    for file, known in published.items():
+        if os.path.exists(folder_of(archive) / file):
+            check_published(folder_of(archive) / file, known)
+
+
 def require_writable(data_dir: Path) -> None:
     """Raises UsageError where the folder cannot be written to, or cannot be made."""
     existing = next(path for path in (data_dir.absolute(), *data_dir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UsageError(f"cannot write to {existing}; choose another --data-dir")
+        raise UsageError(f"cannot write to {shown(existing, 300)}; choose another --data-dir")
 
 
 def any_reachable(urls: Iterable[str], seconds: float = CONNECT_SECONDS) -> bool:
@@ -139,7 +165,7 @@ def _address(url: str) -> tuple[str, int]:
 
 def download(name: str, data_dir: Path, archive: Path | None) -> None:
     """Has TFDS download and prepare a set, which needs tensorflow. Raises UsageError saying what went wrong."""
-    config = tfds.download.DownloadConfig(manual_dir=None if archive is None else archive.resolve().parent)
+    config = tfds.download.DownloadConfig(manual_dir=None if archive is None else folder_of(archive))
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
         check_features(name, builder.info)
@@ -149,7 +175,7 @@ def download(name: str, data_dir: Path, archive: Path | None) -> None:
     except Exception as error:  # TFDS, requests, tensorflow and the set's own code each have their errors.
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
-            f"TFDS could not prepare {name!r} in {data_dir} ({text:.300}); check the network, the archive and the disk"
+            f"TFDS could not prepare {name!r} in {shown(data_dir, 300)} ({shown(text, 300)}); check the network, the archive and the disk"
         ) from error
 
 

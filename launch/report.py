@@ -6,6 +6,7 @@ from pathlib import Path
 import rich.console
 
 from wdkd import command_line, report
+from wdkd.wording import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ def main(args: Arguments) -> None:
     for line in made.warnings:
         console.print(f"warning: {line}", markup=False, highlight=False, soft_wrap=True)
     for path in made.paths:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"wrote {shown(path, 1000)}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -63,10 +63,11 @@ def untrained_run(directory, classes, image_shape):
     """A run's directory, as `train.run` would write it, of a network with its initial parameters."""
     given = Input([f"class{i}" for i in range(classes)], list(image_shape), [0.5] * image_shape[-1], [0.25] * image_shape[-1])
     described = describe_run(method_config("ce", None), given)
+    directory.mkdir()
     start(directory, described, {})
     variables = initialize(build_model(described.config, given), jax.random.key(0), image_shape)
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        checkpoints.save(1, network=variables, state=variables)
+        checkpoints.save(1, network=variables, state=variables, facts={})
     return directory
 
 
@@ -185,10 +186,10 @@ def test_a_teacher_that_is_no_run_is_refused(refused, tmp_path):
     [
         (lambda d: shutil.rmtree(d / "checkpoints"), "is not a directory of checkpoints"),
         (lambda d: [shutil.rmtree(p) for p in (d / "checkpoints").iterdir()], "holds no complete checkpoint; let the run reach its first"),
-        (lambda d: shutil.rmtree(d / "checkpoints" / "24" / "network"), "delete that step"),
+        (lambda d: shutil.rmtree(d / "checkpoints" / "24" / "network"), "is of other parameters than the checkpoint of step 22"),
         (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
         (lambda d: (d / "config.json").write_text("[]"), "must be an object"),
-        (lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"width": 4', '"width": 8')), "delete that step"),
+        (lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"width": 4', '"width": 8')), "no checkpoint verifies"),
         (lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"width"', '"girth"')), "unknown field"),
         (lambda d: (d / "result.json").write_text("{}"), "lacks the field"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import random
 import typing
 from typing import Literal, get_args, get_origin
@@ -12,6 +13,7 @@ from conftest import edit
 
 from wdkd.config import DEFAULT_RADIUS, STUDENTS, TEACHERS, Config, MethodConfig, differences, from_dict, to_dict
 from wdkd.errors import UsageError
+from wdkd.wording import shown
 
 PRESETS = {f"student-{k}": v for k, v in STUDENTS.items()} | {f"teacher-{k}": v for k, v in TEACHERS.items()} | {"default": Config()}
 
@@ -75,7 +77,8 @@ def test_any_values_survive_json_and_are_named_as_differences():
         restored = through_json(config)
         assert restored == config and hash(restored) == hash(config)
         assert [type(get(restored, path)) for path in OPTIONS] == [type(get(config, path)) for path in OPTIONS]
-        assert sorted(differences(base, config)) == sorted(f"{path}: {get(base, path)}, {value}" for path, value in changed.items())
+        pairs = {path: (shown(get(base, path)), shown(value)) for path, value in changed.items()}
+        assert sorted(differences(base, config)) == sorted(f"{path}: {before}, {after}" for path, (before, after) in pairs.items())
         assert differences(config, restored) == []
         seen |= set(changed)
     assert seen == set(OPTIONS), "every option was tried"
@@ -91,6 +94,45 @@ def test_a_whole_number_in_json_stands_for_a_float():
 def test_differences_of_nan_is_none():
     config = edit(Config(), {"method.temperature": math.nan})
     assert differences(config, through_json(config)) == []
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    numbers: list[float]
+    table: list[list[int]]
+    names: dict[str, str]
+    maybe: list[str] | None
+
+
+GOOD = {"numbers": [1.5, 2.0], "table": [[1], []], "names": {"a": "b"}, "maybe": None}
+
+
+def test_what_is_inside_of_lists_and_dictionaries_has_its_type_too():
+    assert from_dict(Collection, GOOD | {"numbers": [1, 2.5]}) == Collection([1.0, 2.5], [[1], []], {"a": "b"}, None)
+    assert from_dict(Collection, GOOD | {"maybe": ["a"]}).maybe == ["a"]
+    for name, value, where in (
+        ("numbers", [1.0, "2"], "config.numbers[1] is '2'; it must be float"),
+        ("numbers", [True], "config.numbers[0] is True; it must be float"),
+        ("numbers", [10**400], "config.numbers[0] is 1000"),
+        ("numbers", {"0": 1.0}, "config.numbers is {'0': 1.0}; it must be list"),
+        ("table", [[1], [2.0]], "config.table[1][0] is 2.0; it must be int"),
+        ("table", [1], "config.table[0] is 1; it must be list"),
+        ("table", [[None]], "config.table[0][0] is None; it must be int"),
+        ("names", {"a": 1}, "config.names['a'] is 1; it must be str"),
+        ("names", {"\n" * 500: 1}, "config.names["),
+        ("names", [], "config.names is []; it must be dict"),
+        ("maybe", [["a" * 10**6]], "config.maybe[0] is ['aaaa"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            from_dict(Collection, GOOD | {name: value})
+        text = str(caught.value)
+        assert text.startswith(where) and "\n" not in text and len(text) < 300, text
+
+
+def test_absurd_names_of_fields_are_told_in_a_line():
+    for name in ("x" * 10**6, "a\nb", "\ud800", "\x1b[2J"):
+        text = broken(lambda values, name=name: values.update({name: 1}))
+        assert text.isprintable() and len(text) < 600
 
 
 def broken(change):
@@ -109,7 +151,7 @@ def test_an_unknown_field_is_named_with_the_near_one():
 
 
 EARLIER = {"augment.views": None, "train.steps_per_call": None, "train.precision": "float32", "cache.mode": "off"}
-EARLIER |= {"cache.precision": "float32", "cache.budget": 2048}
+EARLIER |= {"cache.precision": "float32", "cache.budget": 2048, "optimizer.max_skipped": 0, "train.checkpoint_seconds": None}
 """Options that came later, and how things were before them."""
 
 
@@ -138,7 +180,7 @@ def test_a_file_from_before_an_option_says_what_was_done_then():
     del values["cache"]
     restored = from_dict(Config, values)
     assert {path: get(restored, path) for path in EARLIER} == EARLIER
-    assert restored == edit(Config(), {"augment.name": "matching", "cache.mode": "off"})
+    assert restored == edit(Config(), {"augment.name": "matching", "cache.mode": "off", "train.checkpoint_seconds": None})
 
 
 WRONG = {
@@ -154,6 +196,7 @@ WRONG = {
     "teacher": [3, ["a"]],
     "seed": ["0", 0.0, None, False],
     "method": [None, 3, []],
+    "optimizer.clip_norm": [[], {}, [[1.0]]],
 }
 
 
@@ -178,29 +221,31 @@ def test_what_is_no_object_is_refused(value):
 
 NAN, INF = math.nan, math.inf
 LIMITS = {
-    "data.n_per_class": ([1, None], [0, -1]),
-    "data.validation_size": ([0, 7], [-1]),
+    "data.n_per_class": ([1, None], [0, -1, 2**31]),
+    "data.validation_size": ([0, 7], [-1, 2**31]),
     "model.width": ([1, 1024], [0, -4, 1025]),
     "method.temperature": ([1e-3, 100.0], [0.0, -1.0, NAN, INF, -INF]),
-    "method.epsilon": ([None, 0.0, 3.0], [-1e-9, NAN, INF, -INF]),
-    "method.pretrain_epsilon": ([0.0, 3.0], [-0.5, NAN, INF]),
-    "method.sobolev_weight": ([0.0, 3.0], [-0.5, NAN, INF]),
+    "method.epsilon": ([None, 0.0, 3.0, 1e6], [-1e-9, NAN, INF, -INF, 1.1e6]),
+    "method.pretrain_epsilon": ([0.0, 3.0], [-0.5, NAN, INF, 1e300]),
+    "method.sobolev_weight": ([0.0, 3.0], [-0.5, NAN, INF, 1e300]),
     "method.ab_margin": ([0.1], [0.0, -1.0, NAN, INF]),
     "method.pretrain_fraction": ([0.01, 0.99], [0.0, 1.0, -0.1, 2.0, NAN, INF]),
-    "augment.padding": ([0, 4], [-1]),
-    "augment.views": ([None, 1], [0, -2]),
+    "augment.padding": ([0, 4, 1024], [-1, 1025]),
+    "augment.views": ([None, 1], [0, -2, 1001]),
     "optimizer.learning_rate": ([1e-6], [0.0, -1e-3, NAN, INF]),
     "optimizer.warmup_fraction": ([0.0, 0.99], [1.0, -0.1, NAN, INF]),
     "optimizer.weight_decay": ([0.0], [-1e-4, NAN, INF]),
     "optimizer.momentum": ([0.0, 0.99], [1.0, -0.1, NAN, INF]),
     "optimizer.clip_norm": ([None, 0.1], [0.0, -1.0, NAN, INF]),
     "optimizer.ema_decay": ([None, 0.999], [0.0, 1.0, -0.5, NAN, INF]),
-    "train.steps": ([1], [0, -1]),
-    "train.batch_size": ([1], [0, -64]),
-    "train.log_every": ([1], [0, -1]),
-    "train.checkpoint_every": ([1], [0, -1]),
-    "train.steps_per_call": ([None, 1, 20], [0, -1]),
-    "cache.budget": ([1], [0, -1]),
+    "optimizer.max_skipped": ([0, 5], [-1, 2**31]),
+    "train.steps": ([1, 2**31 - 1], [0, -1, 2**31, 10**4000]),
+    "train.batch_size": ([1, 65_536], [0, -64, 65_537]),
+    "train.log_every": ([1], [0, -1, 2**31]),
+    "train.checkpoint_every": ([1], [0, -1, 2**31]),
+    "train.checkpoint_seconds": ([None, 0.5], [0.0, -1.0, NAN, INF]),
+    "train.steps_per_call": ([None, 1, 1000], [0, -1, 1001]),
+    "cache.budget": ([1, 2**20], [0, -1, 2**20 + 1]),
     "seed": ([0, 2**31 - 1], [-1, 2**31]),
 }
 
@@ -220,7 +265,33 @@ def test_values_out_of_limits_are_named_with_the_limit(path, value):
     with pytest.raises(UsageError) as caught:
         edit(Config(), {path: value}).check()
     text = str(caught.value)
-    assert text.startswith(f"{path} is {value}; it must be ") and "\n" not in text
+    assert text.startswith(f"{path} is {shown(value)}; it must be ") and "\n" not in text and len(text) < 200
+
+
+NAMES = ("data.name", "model.name", "method.name")
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_names_that_could_leave_a_directory_or_a_line_are_refused(path):
+    leaving = ["", ".", "..", "../x", "/x", "a/../../x", "a/b/c", "a//b", "a/", "a/..", "-x"]
+    breaking = ["a\0", "a\n", "a\n/b", "a b", "$x$", "\ud800", "ä", "x" * 101]
+    for name in leaving + breaking:
+        with pytest.raises(UsageError) as caught:
+            edit(Config(), {path: name}).check()
+        text = str(caught.value)
+        assert text.startswith(f"{path} is ") and text.isprintable() and len(text) < 200
+    for name in ("emnist/balanced", "cifar10_corrupted/brightness_1", "wrn_16_2", "v1.2-x", "x" * 100):
+        edit(Config(), {path: name}).check()
+
+
+@pytest.mark.parametrize("path", ["teacher", "data.data_dir"])
+def test_paths_that_are_none_are_refused(path):
+    for name in ("", "a\0b", "a\nb", "\x1b[31m", "\ud800", "x" * 4096):
+        with pytest.raises(UsageError) as caught:
+            edit(Config(), {path: name}).check()
+        assert str(caught.value).startswith(f"{path} is ") and str(caught.value).isprintable() and len(str(caught.value)) < 200
+    for name in (None, "../teacher", "/a b/ä", os.fsdecode(b"bytes \xff"), "x" * 4095):
+        edit(Config(), {path: name}).check()
 
 
 def test_an_image_that_is_not_augmented_has_one_view():

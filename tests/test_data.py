@@ -1,7 +1,6 @@
 """Prepared sets become the right arrays, quickly the second time, and every bad set is refused in one line."""
 
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
+from conftest import files
 from sklearn.datasets import load_digits
+from tiny_set import prepare_tiny, tiny_images
 
 from wdkd.cache import cache_directory
 from wdkd.config import DataConfig
@@ -38,37 +37,6 @@ def digits(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WDKD_CACHE_DIR", str(tmp_path_factory.mktemp("digits")))
         return load_dataset(DataConfig())
-
-
-def tiny_images(shape, count, seed):
-    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
-
-
-def prepare_tiny(data_dir, shape=(12, 10, 3), declared=None, splits=("train", "test"), classes=("ant", "bee", "cat"), image_name="image"):
-    """Prepares a set `tiny_set` of random images, 9 and 6 of them, the way a user's own builder would; returns its folder."""
-
-    class TinySet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.2.3")
-
-        def _info(self):
-            features = {
-                image_name: tfds.features.Image(shape=declared or shape),
-                "label": tfds.features.ClassLabel(names=classes),
-                "file": tfds.features.Text(),
-            }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
-
-        def _split_generators(self, dl_manager):
-            return {name: self._generate_examples(tiny_images(shape, count, count)) for name, count in zip(splits, (9, 6), strict=True)}
-
-        def _generate_examples(self, images):
-            for key, image in enumerate(images):
-                file = io.BytesIO()
-                Image.fromarray(image.squeeze()).save(file, format="png")
-                yield key, {image_name: io.BytesIO(file.getvalue()), "label": key % len(classes), "file": f"{key}.png"}
-
-    TinySet(data_dir=data_dir, file_format="array_record").download_and_prepare()
-    return Path(data_dir) / "tiny_set" / "1.2.3"
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +164,7 @@ def test_impossible_splits_are_refused(digits):
         (DataConfig(n_per_class=500), ("500", "use at most")),
         (DataConfig(validation_size=5000), ("5000", "use at most")),
         (DataConfig(validation_size=0, evaluate_on="validation"), ("validation_size is 0", "above 0")),
+        (DataConfig(n_per_class=2**31 - 1), ("2147483647", "use at most")),
     ):
         with pytest.raises(UsageError) as caught:
             few_shot_split(digits, config, 0)
@@ -266,12 +235,50 @@ def replace_array(path, array):
     digests.write_text(json.dumps(values))
 
 
+def swap(path, make):
+    """Something else in place of a file."""
+    path.unlink()
+    make(path)
+
+
+def lie(path, shape):
+    """A header of another shape, of the length of the true one, before the same bytes."""
+    content = path.read_bytes()
+    start, end = content.index(b"("), content.index(b")") + 1
+    rest = content[end:128].rstrip()
+    path.write_bytes(content[:start] + shape + rest.ljust(127 - start - len(shape)) + b"\n" + content[128:])
+
+
+def move_away(cache):
+    """A link to the folder, in its place."""
+    elsewhere = cache.parents[1] / "elsewhere"
+    shutil.copytree(cache, elsewhere)
+    (elsewhere / "sha256.json").unlink()
+    shutil.rmtree(cache)
+    cache.symlink_to(elsewhere)
+
+
 DAMAGE = {
+    "a pipe": lambda cache: swap(cache / "train_images.npy", os.mkfifo),
+    "a pipe for digests": lambda cache: swap(cache / "sha256.json", os.mkfifo),
+    "a device": lambda cache: swap(cache / "train_images.npy", lambda path: path.symlink_to("/dev/zero")),
+    "a link to itself": lambda cache: swap(cache / "train_images.npy", lambda path: path.symlink_to(path.name)),
+    "a folder": lambda cache: swap(cache / "train_images.npy", lambda path: path.mkdir()),
+    "a full folder": lambda cache: swap(cache / "sha256.json", lambda path: (path / "a" / "b").mkdir(parents=True)),
+    "a link to another folder": move_away,
+    "absurd shape": lambda cache: lie(cache / "train_images.npy", b"(1000000000000000, 3)"),
+    "negative shape": lambda cache: lie(cache / "train_labels.npy", b"(-9,)"),
+    "deep header": lambda cache: lie(cache / "train_labels.npy", b"(" * 60 + b")" * 60),
+    "huge": lambda cache: os.truncate(cache / "train_images.npy", 2**40),
+    "huge digests": lambda cache: os.truncate(cache / "sha256.json", 2**40),
+    "deep digests": lambda cache: (cache / "sha256.json").write_text("[" * 4000),
+    "digests of another type": lambda cache: (cache / "sha256.json").write_text('{"train_images": [], "test_images": 7}'),
     "flipped byte": lambda cache: flip_a_byte(cache / "train_images.npy"),
     "flipped label": lambda cache: flip_a_byte(cache / "test_labels.npy"),
     "cut short": lambda cache: (cache / "train_images.npy").write_bytes((cache / "train_images.npy").read_bytes()[:500]),
     "empty": lambda cache: (cache / "test_images.npy").write_bytes(b""),
     "missing": lambda cache: (cache / "train_labels.npy").unlink(),
+    "pickle alone": lambda cache: (cache / "train_labels.npy").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/x'\ntR."),
     "pickled": lambda cache: np.save(cache / "train_labels.npy", np.array([{}] * 9, object), allow_pickle=True),
     "other shape": lambda cache: replace_array(cache / "train_images.npy", np.zeros((9, 12, 10, 1), np.uint8)),
     "other length": lambda cache: replace_array(cache / "train_labels.npy", np.zeros(8, np.int32)),
@@ -286,7 +293,10 @@ def test_a_damaged_cache_is_made_again(tiny, cache, damage):
     load_dataset(tiny)
     good = {path.name: path.read_bytes() for path in array_folder(cache).iterdir()}
     DAMAGE[damage](array_folder(cache))
+    outside = files(cache / "elsewhere")
+    start = time.monotonic()
     assert_tiny(load_dataset(tiny))
+    assert time.monotonic() - start < 10 and files(cache / "elsewhere") == outside
     assert {path.name: path.read_bytes() for path in array_folder(cache).iterdir()} == good
 
 
@@ -311,6 +321,56 @@ def test_without_a_place_for_the_cache_sets_are_read_all_the_same(tiny, digits, 
     np.testing.assert_array_equal(load_dataset(DataConfig()).train_images, digits.train_images)
 
 
+FULL = """if True:
+    import resource, signal, sys
+    import numpy as np
+    from wdkd.config import DataConfig
+    from wdkd.data import load_dataset
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+    dataset = load_dataset(DataConfig(name=sys.argv[2], data_dir=sys.argv[3]))
+    print(dataset.train_images.sum(), dataset.test_labels.sum())"""
+
+
+def on_a_full_disk(limit, name, data_dir):
+    """(stdout, stderr) of a process that loads a set, and cannot write files of more bytes than that."""
+    done = subprocess.run([sys.executable, "-c", FULL, str(limit), name, data_dir], capture_output=True, text=True)
+    assert done.returncode == 0 or "UsageError" in done.stderr, done.stderr
+    return done.stdout.strip(), done.stderr
+
+
+def test_a_full_disk_does_without_the_cache(tiny, cache):
+    said, warned = on_a_full_disk(1000, "tiny_set", tiny.data_dir)
+    assert said == f"{tiny_images((12, 10, 3), 9, 9).sum()} {(np.arange(6) % 3).sum()}"
+    assert "cannot keep a cache" in warned and "Traceback" not in warned
+    assert not list(cache.rglob("*.npy")) and not list(cache.rglob(".unfinished-*"))
+
+
+def test_digits_that_the_cache_has_no_room_for_are_told_in_a_line(cache):
+    said, warned = on_a_full_disk(1000, "digits", "")
+    last = warned.strip().splitlines()[-1]
+    assert not said and last.startswith("wdkd.errors.UsageError: cannot write ") and "make room there" in last
+    assert not list(cache.rglob("*array_record*"))
+
+
+def test_damaged_digits_are_made_again_with_a_word(cache, digits, capsys):
+    load_dataset(DataConfig())
+    folder = cache / "tfds" / "digits" / "1.0.0"
+    shutil.rmtree(cache / "arrays")
+    for change in (
+        lambda: (folder / "digits-test.array_record-00000-of-00001").write_bytes(b""),
+        lambda: (folder / "features.json").unlink(),
+        lambda: (folder / "dataset_info.json").write_text("{"),
+        lambda: (shutil.rmtree(folder), folder.symlink_to(cache)),
+    ):
+        change()
+        np.testing.assert_array_equal(load_dataset(DataConfig()).train_images, digits.train_images)
+        shutil.rmtree(cache / "arrays")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4 and all(
+        line.startswith("note: the prepared digits in ") and line.endswith("they are made again") for line in said
+    )
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -324,7 +384,8 @@ def test_unknown_names_get_a_few_near_ones(tiny):
     text = refused(DataConfig(name="cifar01", data_dir=tiny.data_dir))
     assert "unknown data set 'cifar01'" in text and "cifar10" in text and text.count(",") < 8
     assert "did you mean 'tiny_set'" in refused(DataConfig(name="tiny_sett", data_dir=tiny.data_dir))
-    for name in ("../tiny_set", "", "a b", "/tmp", "qqqqqqqqqq"):
+    odd = ("", "a b", "/tmp", "qqqqqqqqqq", "a" * 10**6, "a\0", "\ud800", "a\nb")
+    for name in ("../tiny_set", "tiny_set/..", "tiny_set/.", "tiny_set/../tiny_set", *odd):
         assert "unknown data set" in refused(DataConfig(name=name, data_dir=tiny.data_dir))
 
 

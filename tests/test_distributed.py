@@ -27,12 +27,13 @@ HERE = "127.0.0.1"
 def main(given):
     """One process: joins the others, and prints what it then knows of them."""
     try:
-        parallel.initialize(*json.loads(given))
+        with parallel.joined(*json.loads(given)):
+            jax.config.update("jax_platforms", "cpu")  # On a machine that is said to have TPUs.
+            add = parallel.map_over_devices(lambda x: jax.lax.psum(x.sum(), parallel.AXIS), arguments=1)
+            total = float(add(parallel.share(np.arange(8.0))))
+            print(f"\n{json.dumps([jax.process_index(), jax.process_count(), jax.device_count(), total])}")
     except UsageError as error:
         command_line.fail(str(error))
-    jax.config.update("jax_platforms", "cpu")  # On a machine that is said to have TPUs.
-    total = parallel.map_over_devices(lambda x: jax.lax.psum(x.sum(), parallel.AXIS), arguments=1)(parallel.share(np.arange(8.0)))
-    print(f"\n{json.dumps([jax.process_index(), jax.process_count(), jax.device_count(), float(total)])}")
 
 
 def environment(**more):
@@ -92,6 +93,7 @@ def tpu_pod(index, **more):
 
 TOGETHER = {
     "flags": lambda index, port: ({}, (f"{HERE}:{port}", 2, index)),
+    "flags, behind a web proxy": lambda index, port: ({"https_proxy": f"http://{HERE}:9"}, (f"{HERE}:{port}", 2, index)),
     "slurm": lambda index, port: (slurm(index), ()),
     "open mpi 4": lambda index, port: (open_mpi_4(index), ()),
     "open mpi 5, two hosts": lambda index, port: (open_mpi_5(index, local=1), (f"{HERE}:{port}",)),
@@ -177,7 +179,8 @@ def test_workers_with_tpus_are_found_by_jax(variables, alone, launched, monkeypa
 def joined(launched, monkeypatch):
     """A function that says how a process would join: (coordinator, how many there are, which it is, its GPUs)."""
     calls = []
-    monkeypatch.setattr(parallel, "meet", lambda launch, timeout: None)
+    monkeypatch.setattr(parallel, "meet", lambda launch, timeout: {})
+    monkeypatch.setattr(parallel, "relay", lambda coordinator: coordinator)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **more: calls.append(given))
 
     def joined(variables, *given):
@@ -332,12 +335,35 @@ def test_a_tpu_worker_without_the_others_ends_with_one_line():
     assert errors.count("\n") == 1, errors
 
 
+# --- one process dies --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_run_of_which_one_process_is_killed_ends_with_one_line(victim, tmp_path):
+    run = tmp_path / "run"
+    sizes = ("--data.n-per-class", 5, "--model.width", 4, "--train.batch-size", 20, "--train.log-every", 1, "--train.steps", 10**6)
+    command = (LAUNCH / "distill.py", "--workdir", run, "--method.name", "ce", *sizes, "--coordinator", f"{HERE}:{free_port()}")
+    with started(*[(environment(), (*command, "--processes", 2, "--process-id", index)) for index in (0, 1)]) as together:
+        deadline = time.monotonic() + 200
+        while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < 20:
+            assert all(process.poll() is None for process in together), [process.communicate() for process in together]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        together[victim].kill()
+        _, errors = together[1 - victim].communicate(timeout=20)
+    assert together[1 - victim].returncode == 2
+    lines = [line for line in errors.splitlines() if not line.startswith("digits ce n=5 ")]  # Progress.
+    assert lines == [
+        f"error: process {victim} of 2 has ended; this one stops too, and the same command on all of them goes on from the last checkpoint"
+    ]
+
+
 # --- meeting -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def meeting(monkeypatch):
-    """A function that lets (processes, process id, timeout) of threads meet at a port: {(process id, ...): None, or why it failed}."""
+    """A function that lets (processes, process id, timeout) of threads meet: for each, whether it heard all say goodbye, or why not."""
     monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **more: None)
 
     def meet(*those, before=lambda port: None):
@@ -345,7 +371,7 @@ def meeting(monkeypatch):
 
         def one(key, processes, process_id, timeout):
             try:
-                outcome[key] = parallel.initialize(f"{HERE}:{port}", processes, process_id, timeout)
+                outcome[key] = parallel.initialize(f"{HERE}:{port}", processes, process_id, timeout).goodbye(10)
             except UsageError as error:
                 outcome[key] = str(error)
 
@@ -363,7 +389,7 @@ def meeting(monkeypatch):
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
 def test_processes_meet_in_any_order(order, meeting):
-    assert meeting(*[(4, process_id, 30) for process_id in order]) == [None] * 4
+    assert meeting(*[(4, process_id, 30) for process_id in order]) == [True] * 4
 
 
 def test_strangers_do_not_count(meeting):
@@ -372,7 +398,7 @@ def test_strangers_do_not_count(meeting):
             with socket.create_connection((HERE, port)) as connection:
                 connection.sendall(words)
 
-    assert meeting((2, 0, 30), before=lambda port: (stranger(port), parallel.initialize(f"{HERE}:{port}", 2, 1, 30))) == [None]
+    assert meeting((2, 0, 30), before=lambda port: (stranger(port), parallel.initialize(f"{HERE}:{port}", 2, 1, 30).goodbye())) == [True]
 
 
 def test_a_number_given_twice_is_noticed(meeting):

@@ -7,19 +7,22 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import METHODS, files, method_config, tiny
 
+from wdkd import steps
+from wdkd.batches import batch_indices
 from wdkd.config import DEFAULT_RADIUS
 from wdkd.data import few_shot_split, load_dataset
-from wdkd.errors import UsageError
+from wdkd.errors import Diverged, UsageError
 from wdkd.evaluate import evaluate_checkpoint
 from wdkd.prepared import find_prepared
-from wdkd.result import read_result, results_path
-from wdkd.run_directory import read_run, read_trained
-from wdkd.sweep import Grid, expand, run_sweep
+from wdkd.result import read_result
+from wdkd.run_directory import read_run, read_teacher, read_trained
 from wdkd.train import run
+from wdkd.verify import verify
 
 pytestmark = pytest.mark.timeout(900)
 SCALARS = {"objective", "loss", "gradient_norm"}
@@ -110,35 +113,57 @@ def test_the_seed_decides_everything(finished_run, tmp_path):
     assert other.parameter_hash != first.parameter_hash and other.subset_hash != first.subset_hash
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_at_that_step(tmp_path):
-    config = method_config("ce", None, optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=None)
-    with pytest.raises(UsageError, match=r"(objective|gradient_norm) is (nan|inf) at step [2-6]; lower optimizer.learning_rate or"):
-        run(config, tmp_path / "run", show_progress=False)
-    assert not (tmp_path / "run" / "result.json").exists()
+DIVERGING = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e30, "optimizer__clip_norm": None, "optimizer__warmup_fraction": 0.5}
+
+
+def test_a_value_that_is_not_finite_ends_the_run_at_that_step_and_the_result_says_so(tmp_path):
+    """Warm-up begins at 0, so a checkpoint is saved before the parameters explode."""
+    config, directory = method_config("ce", None, train__checkpoint_every=1, **DIVERGING), tmp_path / "run"
+    with pytest.raises(
+        Diverged, match=r"(objective|gradient_norm|a parameter) is (nan|inf|not finite) at step [2-6]; lower optimizer."
+    ) as caught:
+        run(config, directory, show_progress=False)
+    result = read_result(directory / "result.json")
+    assert (result.status, result.reason, result.evaluation) == ("diverged", str(caught.value), None)
+    assert f"at step {result.steps};" in result.reason
+    assert {finding.problem for finding in verify(directory)} == {None}
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == result.steps - 1 and all(np.isfinite(list(line.values())).all() for line in lines)
+    before = files(directory)
+    with pytest.raises(Diverged, match=r"has diverged: .* at step .*; change the options and give another --workdir"):
+        run(config, directory, show_progress=False)
+    assert files(directory) == before
+    with pytest.raises(UsageError, match="teacher: .* has diverged"):
+        read_teacher(directory)
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path, monkeypatch):
+    """An image is made of NaN: what is trained is what would have been without the steps that see it."""
+    options = {
+        "train__batch_size": 1,
+        "data__n_per_class": 1,
+        "train__steps": 25,
+        "optimizer__ema_decay": 0.5,
+        "train__checkpoint_every": 7,
+    }
+    monkeypatch.setattr(
+        steps, "pixels", lambda images: jnp.where(images[..., :1, :1, :1] == 255, jnp.nan, images.astype(jnp.float32) / 255)
+    )
+    spoiled = few_shot_split(load_dataset(tiny().data), tiny(**options).data, 0)
+    spoiled.train_images[3, 0, 0, 0] = 255
+    monkeypatch.setattr("wdkd.train.few_shot_split", lambda *args: spoiled)
+    config = method_config("ce", None, optimizer__max_skipped=3, **options)
+    result = run(config, tmp_path / "run", show_progress=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines and all(np.isfinite(list(line.values())).all() for line in lines)
-
-
-def test_a_sweep_goes_on_after_a_failed_run_and_skips_finished_ones(finished_run, tmp_path, capsys):
-    """Slow: the runs are in processes of their own."""
-    base = method_config("ce", None)
-    jobs = expand(Grid(methods=("kd", "ce"), n_per_class=(20,), seeds=(0,)), base, tmp_path / "runs", tmp_path / "results")
-    assert [job.config.method.name for job in jobs] == ["kd", "ce"]
-    finished = jobs[1].workdir / "result.json"
-    written = []
-    for _ in range(2):
-        failed = run_sweep(jobs, workers=1)
-        assert [job for job, _ in failed] == [jobs[0]]
-        assert "method 'kd' needs a teacher" in failed[0][1] and "\n" not in failed[0][1]
-        assert f"{jobs[0].workdir}: failed" in capsys.readouterr().err
-        assert not jobs[0].workdir.exists()
-        written.append((finished.stat().st_mtime_ns, finished.read_bytes()))
-    assert written[0] == written[1], "the second sweep took the finished run as it was"
-    result = read_result(finished)
-    assert result.parameter_hash == finished_run("ce")[1].parameter_hash, "another process, the same bits"
-    published = results_path(tmp_path / "results", result)
-    assert read_result(published) == result
-    assert [path for path in files(tmp_path / "results") if path.endswith(".json")] == [str(published.relative_to(tmp_path / "results"))]
+    seen = [bool(batch_indices(10, 1, 0, step)[0] == 3) for step in range(25)]
+    assert result.skipped_updates == sum(seen) in (2, 3)
+    assert [line["skipped"] for line in lines] == np.cumsum(seen).tolist()
+    assert ["objective" in line for line in lines] == [not bad for bad in seen]
+    leaves = jax.tree.leaves(read_trained(tmp_path / "run").variables)
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    fewer = method_config("ce", None, optimizer__max_skipped=sum(seen) - 1, **options)
+    with pytest.raises(Diverged, match=rf"at step {np.flatnonzero(seen)[-1] + 1}, after {sum(seen) - 1} skipped updates; lower"):
+        run(fewer, tmp_path / "fewer", show_progress=False)
 
 
 def fashion_mnist_is_prepared():
@@ -174,7 +199,7 @@ def test_steps_in_a_call_are_the_steps_one_by_one(finished_run, teacher_run, tmp
 def test_bfloat16_trains_as_float32_does_to_its_precision(teacher_run, tmp_path, monkeypatch):
     """On the CPU, which only simulates it. Parameters, their gradients and what is measured stay float32."""
     monkeypatch.setattr("wdkd.parallel.check_precision", lambda precision: None)
-    edits = {"train__steps": 40, "augment__name": "none", "method__epsilon": 0.05, "optimizer__learning_rate": 0.02}
+    edits = {"train__steps": 60, "augment__name": "none", "method__epsilon": 0.05, "optimizer__learning_rate": 0.02}
     results, losses = {}, {}
     for precision in ("float32", "bfloat16"):
         config = method_config("wdkd", teacher_run[0], train__precision=precision, **edits)

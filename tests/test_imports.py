@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
+    {"errors", "wording", "isolation", "isolated", "isolated.read_records", "isolated.inspect_archive"},
+    {"files", "archives", "checks", "typed_json", "notes", "interruption", "lock"},
     {
-        "errors",
         "config",
         "subset",
         "losses",
@@ -21,16 +22,17 @@ LAYERS = (
         "result",
         "published",
         "cache",
+        "arrays",
         "launcher",
     },
-    {"data", "prepared", "datasets", "datasets.digits", "models", "state"},
-    {"folding", "torch_reference", "meeting"},
+    {"data", "prepared", "declaration", "decoding", "datasets", "datasets.digits", "models", "state"},
+    {"folding", "torch_reference", "meeting", "lifeline", "relay", "pool"},
     {"teacher", "methods"},
     {"steps"},
-    {"parallel", "checkpoint"},
-    {"run_directory", "progress", "teacher_cache"},
+    {"parallel", "noise", "checkpoint"},
+    {"run_directory", "progress", "pace", "resumption", "teacher_cache"},
     {"recording"},
-    {"evaluate"},
+    {"evaluate", "verify", "trainer"},
     {"train"},
     {"benchmark", "timing"},
     {"measure"},
@@ -158,6 +160,16 @@ def test_only_checkpoint_imports_orbax():
 
 def test_no_tensorflow_outside_of_preparation():
     assert using(lambda tree: [line for line, package in libraries(tree) if package == "tensorflow"]) <= {"launch/prepare_data.py"}
+
+
+def test_what_is_run_apart_from_the_package_imports_nothing_of_it():
+    for name, tree in TREES.items():
+        if name == "wdkd.isolation" or name.startswith("wdkd.isolated"):
+            assert not own_imports(tree, MODULES), name
+
+
+def test_array_record_is_parsed_by_a_process_of_its_own_alone():
+    assert using(lambda tree: [line for line, package in libraries(tree) if package == "array_record"]) == {"wdkd.isolated.read_records"}
 
 
 def test_nothing_unpickles():

@@ -21,11 +21,11 @@ from wdkd.data import few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.evaluate import evaluate_network
 from wdkd.methods import create_stages
-from wdkd.models import initialize
 from wdkd.run_directory import describe_run, read_teacher, read_trained
 from wdkd.steps import Data
 from wdkd.teacher import inference
-from wdkd.train import AUGMENTATION, INITIAL, Trainer, measure_input
+from wdkd.train import measure_input
+from wdkd.trainer import AUGMENTATION, Trainer
 
 pytestmark = pytest.mark.timeout(900)  # Several programs are compiled; a busy machine takes its time.
 DEVICES = 8
@@ -51,7 +51,7 @@ def one_step(edits, teacher_directory):
         trainer.record(Path(folder), show=False)
     assert (trainer.known is not None) == (config.cache.mode == "on")
     plan = trainer.plan(0)
-    before = trainer.begin(0, plan, initialize(trainer.student, trainer.key(INITIAL), split.image_shape))
+    before = trainer.first(0)
     first = {f"before{jax.tree_util.keystr(path)}": np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(before)}
     data = parallel.replicate(Data(split.train_images, split.train_labels, trainer.input))
     key = parallel.replicate(jax.random.key_data(trainer.key(AUGMENTATION)))

@@ -1,6 +1,9 @@
 """launch/prepare_data.py: what it refuses, and how fast; and that it leaves alone what is prepared."""
 
+import hashlib
 import importlib.util
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -80,10 +83,24 @@ def test_unknown_names_are_refused(offline, tmp_path):
     assert "did you mean 'mnist'" in refused("--name", "mnits", "--data-dir", tmp_path)
 
 
+def test_damaged_digits_are_prepared_again(script, offline, tmp_path, capsys):
+    script.main(script.Arguments(name=("digits",)))
+    folder = tmp_path / "cache" / "tfds" / "digits" / "1.0.0"
+    good = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+    (folder / "digits-train.array_record-00000-of-00001").write_bytes(b"random bytes" * 1000)
+    for path in (tmp_path / "cache" / "arrays").rglob("*.npy"):
+        path.unlink()
+    script.main(script.Arguments(name=("digits",)))
+    said = capsys.readouterr()
+    assert said.out.count("digits is prepared in") == 2
+    assert said.err.count("\n") == 1 and "are damaged" in said.err and "they are made again" in said.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"} == good
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="tensorflow is installed, so nothing is missing")
-def test_without_tensorflow_it_names_the_extra(offline, tmp_path):
-    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"")
-    text = refused("--name", "cifar10", "--data-dir", tmp_path / "sets", "--archive", tmp_path / "cifar-10-binary.tar.gz")
+def test_without_tensorflow_it_names_the_extra(script, offline, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "require_files", lambda *given: None)
+    text = message(script.main, script.Arguments(name=("cifar10",), data_dir=str(tmp_path)))
     assert "needs tensorflow" in text and "pip install -e '.[prepare]'" in text
 
 
@@ -122,15 +139,80 @@ def test_archives_that_do_not_fit_are_refused(script, offline, tmp_path):
     assert "'cifar.tar.gz' is not a file of 'cifar10'" in text and "cifar-10-binary.tar.gz" in text
 
 
-def test_an_archive_of_several_files_needs_them_all(script, offline, tmp_path):
-    builder_cls = tfds.builder_cls("mnist")
-    files = [info.filename for info in builder_cls.url_infos.values()]
-    for file in files[:-1]:
-        (tmp_path / file).write_bytes(b"")
-    text = message(script.require_files, builder_cls, "mnist", tmp_path, tmp_path / files[0])
-    assert files[-1] in text and files[0] not in text
-    (tmp_path / files[-1]).write_bytes(b"")
-    script.require_files(builder_cls, "mnist", tmp_path, tmp_path / files[0])
+CONTENT = {"a.gz": b"first", "b.gz": b"the second"}
+
+
+class Published:
+    """A set of two files, as its builder's class describes them."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = None
+    url_infos = {
+        f"{CLOSED}/{name}": tfds.download.checksums.UrlInfo(len(content), hashlib.sha256(content).hexdigest(), name)
+        for name, content in CONTENT.items()
+    }
+
+
+class ByHand(Published):
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Fetch c.tar."
+    url_infos = None
+
+
+@pytest.fixture
+def downloaded(tmp_path):
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_an_archive_of_several_files_needs_them_all(script, offline, downloaded, tmp_path):
+    script.require_files(Published, "pair", tmp_path, downloaded / "a.gz")
+    (downloaded / "b.gz").unlink()
+    text = message(script.require_files, Published, "pair", tmp_path, downloaded / "a.gz")
+    assert "cannot reach" in text and "b.gz" in text
+
+
+SWAPS = {
+    "flipped": (lambda path: path.write_bytes(b"The second"), "has SHA-256 "),
+    "longer": (lambda path: path.write_bytes(b"the second one"), "has 14 bytes; the published file has 10"),
+    "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), "is no regular file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no regular file|Is a directory"),
+    "a device": (lambda path: (path.unlink(), path.symlink_to("/dev/zero")), "is no regular file"),
+    "a link to another": (lambda path: (path.unlink(), path.symlink_to("a.gz")), "has 5 bytes"),
+}
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+@pytest.mark.parametrize("given", ["a.gz", "b.gz"])
+def test_a_file_that_is_not_the_published_one_is_never_opened_by_tfds(script, offline, downloaded, tmp_path, monkeypatch, swap, given):
+    monkeypatch.setattr(script, "download", lambda *given: pytest.fail("TFDS was called"))
+    monkeypatch.setattr(tfds, "builder_cls", lambda name: Published)
+    change, text = SWAPS[swap]
+    change(downloaded / "b.gz")
+    start = time.monotonic()
+    said = message(script.main, script.Arguments(name=("mnist",), data_dir=str(tmp_path / "sets"), archive=downloaded / given))
+    assert time.monotonic() - start < 10
+    assert re.search(f"b.gz.* ({text}|does not exist, or is no file)", said), said
+
+
+def test_a_link_to_the_published_file_will_do(script, offline, downloaded, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in CONTENT:
+        (elsewhere / name).symlink_to(downloaded / name)
+    script.require_files(Published, "pair", tmp_path, elsewhere / "a.gz")
+    assert script.folder_of(elsewhere / "a.gz") == elsewhere
+
+
+def test_of_a_set_that_is_fetched_by_hand_everything_in_the_folder_is_looked_at(script, offline, downloaded, tmp_path):
+    (downloaded / "c.csv").write_text("1,2\n")
+    (downloaded / "a.gz").unlink()
+    (downloaded / "b.gz").unlink()
+    script.require_files(ByHand, "hand", tmp_path, downloaded / "c.csv")
+    os.mkfifo(downloaded / "c.fifo")
+    text = message(script.require_files, ByHand, "hand", tmp_path, downloaded / "c.csv")
+    assert "c.fifo is neither a file nor a folder" in text and "a folder of their own" in text
 
 
 def test_sets_that_must_be_fetched_by_hand_say_how(script, offline, tmp_path):

@@ -1,6 +1,7 @@
 """A recorded teacher is the live one: in every gradient, and never that of another teacher, subset or set of views."""
 
 import dataclasses
+import os
 import shutil
 
 import jax
@@ -9,16 +10,18 @@ import numpy as np
 import pytest
 from conftest import files, method_config, tiny
 
-from wdkd import train
+from wdkd.augment import create_augmentation
+from wdkd.batches import fixed_partners
 from wdkd.data import few_shot_split, load_dataset
 from wdkd.input_gradients import value_and_input_gradient, worst_case
 from wdkd.losses import kl_divergence, logit_distance, logit_mse
 from wdkd.methods import Reads, create_stages
 from wdkd.recording import record_teacher
 from wdkd.run_directory import describe_run, read_teacher, read_trained
-from wdkd.steps import Draw, make_batch
+from wdkd.steps import Data, Draw, make_batch
 from wdkd.teacher import Record, recorded
-from wdkd.train import AUGMENTATION, run
+from wdkd.train import measure_input, run
+from wdkd.trainer import AUGMENTATION, Trainer
 
 EVERYTHING = Reads(jacobian=True, hidden=("stage1", "stage3"))
 KEY = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(0), AUGMENTATION)))
@@ -54,9 +57,9 @@ def batch_of(config, rows):
     """The batch of the views `rows`, as a training step makes it."""
     split, views = split_of(config), config.augment.finite_views
     rows = np.asarray(rows, np.int32)
-    partner = train.fixed_partners(len(split.train_labels), views, config.seed).reshape(-1)[rows]
+    partner = fixed_partners(len(split.train_labels), views, config.seed).reshape(-1)[rows]
     draw = Draw(rows // views, partner, np.arange(len(rows), dtype=np.int32), rows % views)
-    data, augmentation = train.Data(split.train_images, split.train_labels), train.create_augmentation(config.augment, split.image_shape)
+    data, augmentation = Data(split.train_images, split.train_labels), create_augmentation(config.augment, split.image_shape)
     return jax.jit(lambda step: make_batch(data, draw, jax.random.wrap_key_data(KEY), step, augmentation, 10, views))
 
 
@@ -209,7 +212,33 @@ def test_another_teacher_subset_seed_set_of_views_or_precision_is_another_record
     assert len(list(folder.iterdir())) == len(others) + 1, "what does not change the record finds it"
 
 
+def _swap(path, make):
+    path.unlink()
+    make(path)
+
+
+def _move_away(folder):
+    """A link to the folder, with something missing, in its place."""
+    elsewhere = folder.parents[1] / f"elsewhere-{folder.name}"
+    shutil.copytree(folder, elsewhere)
+    (elsewhere / "logits.npy").unlink()
+    shutil.rmtree(folder)
+    folder.symlink_to(elsewhere)
+
+
 DAMAGE = {
+    "a pipe": lambda f: _swap(f / "logits.npy", os.mkfifo),
+    "a pipe for a description": lambda f: _swap(f / "description.json", os.mkfifo),
+    "a device": lambda f: _swap(f / "jacobian.npy", lambda path: path.symlink_to("/dev/zero")),
+    "a folder": lambda f: _swap(f / "logits.npy", lambda path: (path / "full").mkdir(parents=True)),
+    "a link to itself": lambda f: _swap(f / "logits.npy", lambda path: path.symlink_to(path.name)),
+    "a link to another folder": _move_away,
+    "a broken link": lambda f: (shutil.rmtree(f), f.symlink_to("nowhere")),
+    "a huge file": lambda f: os.truncate(f / "logits.npy", 2**40),
+    "a huge description": lambda f: os.truncate(f / "description.json", 2**40),
+    "a deep description": lambda f: (f / "description.json").write_text("[" * 10**5),
+    "a description without digests": lambda f: _edit(f / "description.json", lambda b: b.replace(b'"sha256"', b'"sha512"')),
+    "objects": lambda f: _edit(f / "logits.npy", lambda b: b.replace(b"<f4", b"|O4")),
     "a flipped bit": lambda f: _edit(f / "jacobian.npy", lambda b: b[:-9] + bytes([b[-9] ^ 1]) + b[-8:]),
     "a flipped bit in the logits": lambda f: _edit(f / "logits.npy", lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:]),
     "a truncated file": lambda f: _edit(f / "jacobian.npy", lambda b: b[:-100]),
@@ -254,10 +283,23 @@ def test_a_folder_that_cannot_be_written_is_done_without(kept, teacher, tmp_path
         assert files(tmp_path) == {own.name: b"in the way"}
 
 
+def test_a_full_disk_does_without_the_cache(kept, teacher, tmp_path, capsys, monkeypatch):
+    config, found, _ = kept
+
+    def full(shape, dtype):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wdkd.recording.header", full)
+    again = record(config, teacher, tmp_path)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, again)) and not files(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line and "it is made in memory, for this run alone" in line
+
+
 def test_stages_share_one_copy_on_the_devices(teacher, tmp_path):
     config = method_config("fitnet", "teacher", data__n_per_class=5, cache__mode="on")
     split = split_of(config)
-    trainer = train.Trainer(describe_run(config, train.measure_input(split)), split, teacher, create_stages(config.method))
+    trainer = Trainer(describe_run(config, measure_input(split)), split, teacher, create_stages(config.method))
     trainer.record(tmp_path, show=False)
     assert trainer.what_is_known(0) is trainer.what_is_known(1)
     assert isinstance(trainer.what_is_known(1), Record)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ import scipy.stats
 
 from wdkd import config, report
 from wdkd.errors import UsageError
-from wdkd.result import Evaluation, Result, read_json, results_path, write_json, write_result
+from wdkd.files import read_json, write_json
+from wdkd.prepared import MAX_CLASSES
+from wdkd.result import Evaluation, Result, read_result, results_path, write_result
 
 CLASSES = 10
 ROOT = Path(__file__).parents[1]
@@ -207,6 +210,100 @@ def test_damaged_and_misplaced_files_are_named_and_left_out(varied):
     assert section(text, "Accuracy") == clean
     assert [re.search(r"seed\d", line).group() for line in made.warnings] == ["seed6", "seed7", "seed8", "seed9"]
     assert all("is left out" in line and line in text and str(root) not in line for line in made.warnings)
+
+
+HOSTILE = {
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link to itself": lambda path: (path.unlink(), path.symlink_to(path.name)),
+    "huge": lambda path: os.truncate(path, 2**40),
+    "deep": lambda path: path.write_text('{"config":' * 10**5),
+    "bytes": lambda path: path.write_bytes(bytes(range(256))),
+    "a path": lambda path: change(path, dataset="../../../outside"),
+    "an absolute path": lambda path: change(path, track="/tmp"),
+    "no name": lambda path: change(path, method=""),
+    "a NUL": lambda path: change(path, method="k\0d"),
+    "a path for a seed": lambda path: change(path, seed="../0"),
+    "no number": lambda path: change(path, epsilon=float("nan")),
+    "an infinite number": lambda path: change(path, forward_flops=float("inf")),
+    "an absurd number": lambda path: change(path, n_per_class=10**4000),
+    "another status": lambda path: change(path, status="diverged"),
+    "a terminal's escape": lambda path: change(path, model="\x1b[2J"),
+    "a row of a table": lambda path: change(path, device_kind="CPU\n\n| a | b |"),
+    "no classes": lambda path: change(path, evaluation=dataclasses.asdict(make_evaluation(0.8)) | {"class_names": []}),
+    "a matrix of nothing": lambda path: change(path, evaluation=dataclasses.asdict(make_evaluation(0.8)) | {"confusion": [[]] * 10}),
+    "counts of nothing": lambda path: change(path, evaluation=dataclasses.asdict(make_evaluation(0.8)) | {"count": 0}),
+    "an option out of range": lambda path: change(path, config=config_with("train", steps=0)),
+    "an unknown option": lambda path: change(path, config=config_with("train", stops=1)),
+}
+
+
+def change(path, **fields):
+    write_json(path, read_json(path) | fields)
+
+
+def config_with(part, **options):
+    values = config.to_dict(make_result().config)
+    return values | {part: values[part] | options}
+
+
+@pytest.mark.parametrize("damage", HOSTILE)
+@pytest.mark.parametrize("kind", ["main", "tuning"])
+def test_a_hostile_file_is_left_out_in_a_line_at_once(tmp_path, damage, kind):
+    root, build = tmp_path / "results", {"main": report.main_report, "tuning": report.tuning_report}[kind]
+    make = {"main": lambda seed: make_result("kd", 50, seed, 0.8), "tuning": lambda seed: validation(50, seed, 0.8, 0.1)}[kind]
+    places = [root / ("tuning" if kind == "tuning" else "") / f"fashion_mnist/plain/kd/n50/seed{seed}.json" for seed in (0, 1)]
+    for seed, place in enumerate(places):
+        write_result(place, make(seed))
+    HOSTILE[damage](places[0])
+    start = time.monotonic()
+    made = build(root)
+    assert time.monotonic() - start < 10
+    (line,) = [line for line in made.warnings if "seed0" in line]
+    assert "is left out: " in line and line.isprintable() and len(line) < 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+
+
+def test_a_run_that_diverged_is_left_out_and_named(tmp_path):
+    lost = make_result("kd", 50, 0, evaluation=None, parameter_hash=None, status="diverged", reason="the loss of step 7 is nan")
+    save(tmp_path, [lost, make_result("kd", 50, 1)])
+    (line,) = report.main_report(tmp_path).warnings
+    assert line == "fashion_mnist/plain/kd/n50/seed0.json is left out: it diverged: the loss of step 7 is nan"
+
+
+def test_file_names_of_any_bytes_are_reported_and_printed(tmp_path):
+    root = tmp_path / os.fsdecode(b"results \xff\n\x1b[2J")
+    save(root, [make_result("kd")])
+    odd = root / os.fsdecode(b"d\xff\n") / "plain" / "kd" / "n50" / "seed\n0.json"
+    odd.parent.mkdir(parents=True)
+    odd.write_text("{")
+    done = launch("--results", root)
+    assert done.returncode == 0 and not done.stderr
+    assert "\x1b" not in done.stdout and "is left out" in done.stdout and "\\udcff" in done.stdout
+    empty = launch("--results", root / "none")
+    assert (empty.returncode, empty.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("field", ["dataset", "track", "method"])
+@pytest.mark.parametrize("name", ["../../x", "/x", "", ".", "..", "a\0b", "a\nb", "a/../b", "a/b/c", "\ud800"])
+def test_no_result_is_written_elsewhere(tmp_path, field, name):
+    with pytest.raises(UsageError, match="a part of the result's path is ") as caught:
+        results_path(tmp_path, make_result(**{field: name}))
+    assert str(caught.value).isprintable()
+
+
+def test_a_set_with_a_configuration_has_a_folder_for_each(tmp_path):
+    assert results_path(tmp_path, make_result(dataset="emnist/balanced")).relative_to(tmp_path).as_posix() == (
+        "emnist/balanced/plain/kd/n50/seed0.json"
+    )
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    """With as many classes as a set may have, and a path of bytes."""
+    result = make_result(teacher_path=os.fsdecode(b"runs/\xff"), evaluation=make_evaluation(0.5, classes=MAX_CLASSES))
+    write_result(tmp_path / "result.json", result)
+    assert read_result(tmp_path / "result.json") == result
 
 
 def test_other_json_is_ignored(varied):

@@ -2,17 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import edit, files, method_config
 
-from wdkd import train
-from wdkd.errors import UsageError
+from wdkd import train, trainer
+from wdkd.errors import Busy, UsageError
+from wdkd.lock import locked
 from wdkd.result import read_result
+from wdkd.run_directory import read_teacher
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -24,7 +28,7 @@ class Stopped(Exception):
 def stopping_at(step, stop):
     """A Recorder that calls `stop` instead of recording a step."""
 
-    class Stopping(train.Recorder):
+    class Stopping(trainer.Recorder):
         def log(self, at, *args, **kwargs):
             if at == step:
                 stop()
@@ -39,8 +43,10 @@ def stop():
 
 def same_bits(directory, finished):
     """Whether two runs wrote the same metrics, and ended in the same training state and the same result."""
-    for name in ("metrics.jsonl", "subset.json", "checkpoints/6/digest/metadata"):
+    for name in ("metrics.jsonl", "subset.json"):
         assert (directory / name).read_bytes() == (finished / name).read_bytes(), name
+    ours, theirs = (json.loads((path / "checkpoints/6/digest/metadata").read_text()) for path in (directory, finished))
+    assert {name: ours[name] for name in ("network", "state")} == {name: theirs[name] for name in ("network", "state")}
     ours, theirs = (json.loads((path / "result.json").read_text()) for path in (directory, finished))
     measured = {"wall_seconds", "examples_per_second", "revision"}  # Of the code, which may be committed between two calls.
     assert {name for name in ours if ours[name] != theirs[name]} <= measured
@@ -54,7 +60,7 @@ def test_a_run_stopped_in_either_stage_goes_on_bit_for_bit(method, stops, finish
     config, directory = method_config(method, teacher_run[0]), tmp_path / "run"
     for step in stops:
         with monkeypatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(train, "Recorder", stopping_at(step, stop))
+            patch.setattr(trainer, "Recorder", stopping_at(step, stop))
             train.run(config, directory, show_progress=False)
         assert len((directory / "metrics.jsonl").read_text().splitlines()) == step - 1
         assert not (directory / "result.json").exists()
@@ -69,8 +75,8 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from conftest import method_config
 from test_resume import stopping_at
-from wdkd import train
-train.Recorder = stopping_at(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+from wdkd import train, trainer
+trainer.Recorder = stopping_at(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
 train.run(method_config("kd", sys.argv[2]), sys.argv[3], show_progress=False)
 """
 
@@ -91,7 +97,7 @@ def test_a_killed_run_goes_on_bit_for_bit(finished_run, teacher_run, tmp_path):
 
 def test_a_finished_run_is_returned_without_training(finished_run, teacher_run, monkeypatch):
     directory, result = finished_run("kd")
-    monkeypatch.setattr(train.Trainer, "train", lambda *args, **kwargs: pytest.fail("it trained"))
+    monkeypatch.setattr(trainer.Trainer, "train", lambda *args, **kwargs: pytest.fail("it trained"))
     before, began = files(directory), time.monotonic()
     again = train.run(method_config("kd", teacher_run[0]), directory, show_progress=False)
     assert again == result == read_result(directory / "result.json")
@@ -132,18 +138,101 @@ def edit_value(config, path):
     return config
 
 
-def test_a_damaged_checkpoint_stops_a_run_in_one_line(finished_run, teacher_run, tmp_path):
-    finished, _ = finished_run("kd")
-    directory = tmp_path / "run"
-    for name, content in files(finished).items():
-        if name != "result.json":
-            target = directory / name
-            target.mkdir(parents=True, exist_ok=True) if content is None else target.write_bytes(content)
-    data = max((directory / "checkpoints" / "6" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+def copy_of(finished, directory, *left_out):
+    """A copy of a finished run's directory."""
+    return Path(shutil.copytree(finished, directory, ignore=shutil.ignore_patterns(*left_out)))
+
+
+def damage(item):
+    """Flips a bit in the largest array of a checkpoint's item."""
+    data = max(item.rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    before = files(directory / "checkpoints")
-    with pytest.raises(UsageError, match=r"checkpoints/6 does not hold the state of this run .*; delete that step to go on from an older"):
+
+
+@pytest.mark.parametrize("damaged", [(6,), (6, 4)])
+def test_a_run_goes_on_from_the_newest_checkpoint_that_verifies(damaged, finished_run, teacher_run, tmp_path, capsys):
+    """Or from the start, and ends with the same bits; what was damaged is named and kept."""
+    finished, _ = finished_run("kd")
+    directory = copy_of(finished, tmp_path / "run", "result.json")
+    for step in damaged:
+        damage(directory / "checkpoints" / str(step) / "state")
+    train.run(method_config("kd", teacher_run[0]), directory, show_progress=False)
+    same_bits(directory, finished)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(damaged) + (damaged == (6, 4))
+    assert all(
+        f"checkpoints/{step} is passed over: the bytes of its state are not" in line for step, line in zip(damaged, said, strict=False)
+    )
+    assert sorted(path.name for path in (directory / "damaged").iterdir()) == sorted(map(str, damaged))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}"])
+def test_a_damaged_result_is_made_again(content, finished_run, teacher_run, tmp_path, capsys):
+    finished, _ = finished_run("kd")
+    directory = copy_of(finished, tmp_path / "run")
+    (directory / "result.json").write_text(content)
+    train.run(method_config("kd", teacher_run[0]), directory, show_progress=False)
+    same_bits(directory, finished)
+    assert "result.json" in (said := capsys.readouterr().err) and "it is made again" in said and said.count("\n") == 1
+
+
+def test_a_run_goes_on_with_the_teacher_and_the_images_that_it_began_with(finished_run, teacher_run, tmp_path):
+    directory = copy_of(finished_run("kd")[0], tmp_path / "run", "result.json")
+    config = method_config("kd", teacher_run[0])
+    stored = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(stored | {"teacher_hash": "0" * 64}))
+    with pytest.raises(UsageError, match="began with another teacher than is now at .*; restore it or give another --workdir"):
+        train.run(config, directory, show_progress=False)
+    (directory / "config.json").write_text(json.dumps(stored))
+    subset = json.loads((directory / "subset.json").read_text())
+    (directory / "subset.json").write_text(json.dumps(subset | {"images": "0" * 64}))
+    with pytest.raises(UsageError, match="subset.json is of other images than the data set now has .images differ.; restore"):
+        train.run(config, directory, show_progress=False)
+    for content in ("", "[]", '{"a": 1}'):
+        (directory / "subset.json").write_text(content)
+        with pytest.raises(UsageError, match="subset.json"):
+            train.run(config, directory, show_progress=False)
+    (directory / "subset.json").unlink()
+    train.run(config, directory, show_progress=False)
+    same_bits(directory, finished_run("kd")[0])
+
+
+def test_a_teacher_of_other_parameters_than_its_result_is_refused(teacher_run, tmp_path, capsys):
+    """A finished teacher whose last checkpoint is damaged must not teach from an earlier one."""
+    teacher = copy_of(teacher_run[0], tmp_path / "teacher")
+    damage(teacher / "checkpoints" / "24" / "network")
+    with pytest.raises(UsageError, match="teacher: .*/result.json is of other parameters than the checkpoint of step 22, the newest that"):
+        read_teacher(teacher)
+    assert "checkpoints/24 is passed over" in capsys.readouterr().err
+    (teacher / "result.json").unlink()
+    assert read_teacher(teacher).accuracy is None, "an unfinished run teaches with its newest checkpoint"
+
+
+def test_links_below_a_run_are_refused(finished_run, teacher_run, tmp_path):
+    directory = copy_of(finished_run("kd")[0], tmp_path / "run", "result.json")
+    (directory / "checkpoints").rename(tmp_path / "elsewhere")
+    (directory / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    before = files(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="checkpoints is a link; put what it points to in its place"):
         train.run(method_config("kd", teacher_run[0]), directory, show_progress=False)
-    assert files(directory / "checkpoints") == before
+    assert files(tmp_path / "elsewhere") == before
+
+
+def test_what_a_run_killed_at_its_start_left_does_not_stop_it(finished_run, teacher_run, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    for name in (".lock", "subset.json", ".config.json.abcdefgh", ".subset.json.x1y2z3_4"):
+        (directory / name).write_text("half")
+    train.run(method_config("ce", None), directory, show_progress=False)
+    same_bits(directory, finished_run("ce")[0])
+    assert not [path for path in directory.iterdir() if path.name.startswith((".config", ".subset"))]
+
+
+def test_a_second_writer_is_told_who_the_first_is(finished_run, teacher_run, tmp_path):
+    directory = copy_of(finished_run("kd")[0], tmp_path / "run", "result.json")
+    before = files(directory)
+    with locked(directory), pytest.raises(Busy, match=rf"{directory} is being written by process {os.getpid()} on .* since 20.*; wait"):
+        train.run(method_config("kd", teacher_run[0]), directory, show_progress=False)
+    assert files(directory) == before | {".lock": b""}

@@ -24,7 +24,8 @@ from wdkd.run_directory import describe_run
 from wdkd.steps import Data
 from wdkd.teacher import Record, Teacher, inference
 from wdkd.teacher_cache import Contents, contents
-from wdkd.train import AUGMENTATION, INITIAL, Trainer, measure_input
+from wdkd.train import measure_input
+from wdkd.trainer import AUGMENTATION, Trainer
 
 EPSILON, TEMPERATURE = 0.1, 4.0
 IDEALS: dict[str, Callable[[float, float], float]] = {
@@ -134,7 +135,7 @@ class Case:
         elif cached:
             trainer.known = random_record(contents(trainer.choice.reads, len(split.train_labels), teacher, "float32"))
         self.trainer, plan = trainer, trainer.plan(0)
-        start = trainer.begin(0, plan, initialize(trainer.student, trainer.key(INITIAL), setup.image_shape))
+        start = trainer.first(0)
         self.first = jax.tree.map(np.array, start.variables["student"])
         self.state = parallel.replicate(start)
         data = parallel.replicate(Data(split.train_images, split.train_labels, trainer.input))

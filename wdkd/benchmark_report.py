@@ -7,7 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from wdkd.figures import COLOURS, save, write_file
+from wdkd.figures import COLOURS, save
+from wdkd.files import write_file
 
 Found = Mapping[str, Any]
 

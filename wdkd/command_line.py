@@ -14,25 +14,41 @@ import tyro
 
 from wdkd import parallel
 from wdkd.config import Config
-from wdkd.errors import UsageError
+from wdkd.errors import Interrupted, UsageError
+from wdkd.interruption import Interruption
 from wdkd.methods import METHODS
 from wdkd.result import Result, results_path, write_result
 from wdkd.sweep import Grid, expand, run_sweep
 from wdkd.train import run
+from wdkd.wording import shown
 
 Arguments = TypeVar("Arguments")
 Preset = Literal["digits", "fashion_mnist", "cifar10"]
 
 
-def main(cls: type[Arguments], function: Callable[[Arguments], Any], *, description: str | None, default: Arguments | None = None) -> None:
-    """Parses sys.argv into `cls` and calls `function` with it; UsageError ends the process with one line and code 2."""
+def main(
+    cls: type[Arguments],
+    function: Callable[[Arguments], Any],
+    *,
+    description: str | None,
+    default: Arguments | None = None,
+    flags: bool = False,
+) -> None:
+    """Parses sys.argv into `cls` and calls `function` with it; UsageError ends the process with one line and code 2.
+
+    `flags`: an option that is False by default takes no value.
+    """
     parallel.enable_compilation_cache()
     try:
-        function(parse(cls, sys.argv[1:], description=description, default=default))
+        function(parse(cls, sys.argv[1:], description=description, default=default, flags=flags))
     except UsageError as error:
         fail(str(error))
+    except Interrupted as error:
+        fail(str(error), code=Interrupted.EXIT_CODE)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from the last checkpoint", code=130)
+        fail("interrupted", code=130)
+    except MemoryError:
+        fail("there is not enough memory; use smaller options or a larger machine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +115,21 @@ def _sweep(arguments: SweepArguments) -> None:
     jobs = expand(arguments.grid, arguments.config, Path(arguments.workdir), Path(arguments.results))
     failed = run_sweep(jobs, arguments.workers)
     print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete; results are below {arguments.results}")
+    for job, line in failed:
+        print(f"not complete: {job.workdir}: {line}")
     if failed:
-        raise UsageError(f"{len(failed)} runs failed, first {failed[0][0].workdir}: {failed[0][1]}; the same command tries them again")
+        job, line = failed[0]
+        raise UsageError(f"{len(failed)} runs are not complete, first {job.workdir}: {line}; the same command goes on with the rest")
 
 
 def _train(arguments: TrainArguments) -> None:
-    parallel.initialize(arguments.coordinator, arguments.processes, arguments.process_id, arguments.connect_timeout)
-    result = run(arguments.config, arguments.workdir)
-    if parallel.is_main_process():
-        if arguments.results is not None:
-            write_result(results_path(arguments.results, result), result)
-        print(summary(result))
+    processes = arguments.coordinator, arguments.processes, arguments.process_id, arguments.connect_timeout
+    with Interruption() as interruption, parallel.joined(*processes):
+        result = run(arguments.config, arguments.workdir, interruption=interruption)
+        if parallel.is_main_process():
+            if arguments.results is not None:
+                write_result(results_path(arguments.results, result), result)
+            print(summary(result))
 
 
 def summary(result: Result) -> str:
@@ -131,13 +151,15 @@ def fail(text: str, code: int = 2) -> None:
     raise SystemExit(code)
 
 
-def parse(cls: type[Arguments], argv: Sequence[str], *, description: str | None, default: Arguments | None = None) -> Arguments:
+def parse(
+    cls: type[Arguments], argv: Sequence[str], *, description: str | None, default: Arguments | None = None, flags: bool = False
+) -> Arguments:
     """The arguments as an instance of `cls`. Raises UsageError, with tyro's words on one line, for arguments that do not parse."""
     printed = io.StringIO()
-    extra = {} if default is None else {"default": default}
+    extra = ({} if default is None else {"default": default}) | ({} if flags else {"config": (tyro.conf.FlagConversionOff,)})
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(cls, args=list(argv), description=description, config=(tyro.conf.FlagConversionOff,), **extra)
+            return tyro.cli(cls, args=list(argv), description=description, **extra)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -148,4 +170,4 @@ def _one_line(box: str) -> str:
     """tyro's boxed message without its frame."""
     # Where the terminal is not known to take UTF-8, the frame is made of these: + - |
     words = re.sub(r"[╭╮╰╯│─]+", " ", box).split()
-    return " ".join(word for word in words if not set(word) <= set("+-|"))
+    return shown(" ".join(word for word in words if not set(word) <= set("+-|")), 900)

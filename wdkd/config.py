@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-import types
-import typing
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from wdkd.errors import UsageError, unknown
-
-EARLIER = "earlier"
-"""Key of a field's metadata: what it was in files from before the field existed. Fields without it must be there."""
+from wdkd.checks import MAX_RADIUS, MOST, require, require_count, require_name, require_number, require_path
+from wdkd.errors import UsageError
+from wdkd.typed_json import EARLIER
+from wdkd.typed_json import from_dict as from_dict
+from wdkd.typed_json import to_dict as to_dict
+from wdkd.wording import shown
 
 
 def _added(default: Any, earlier: Any = None) -> Any:
@@ -33,12 +33,13 @@ class DataConfig:
     """What the final accuracy is measured on; tune on validation, report on test."""
 
     def check(self) -> None:
-        _require(
-            self.n_per_class is None or self.n_per_class >= 1, "data.n_per_class", self.n_per_class, "at least 1, or None for all images"
-        )
-        _require(self.validation_size >= 0, "data.validation_size", self.validation_size, "at least 0")
+        require_name("data.name", self.name)
+        require_path("data.data_dir", self.data_dir)
+        if self.n_per_class is not None:
+            require_count("data.n_per_class", self.n_per_class, rather="None for all images")
+        require_count("data.validation_size", self.validation_size, least=0)
         if self.evaluate_on == "validation":
-            _require(self.validation_size > 0, "data.validation_size", self.validation_size, "above 0 to evaluate on validation")
+            require(self.validation_size > 0, "data.validation_size", self.validation_size, "above 0 to evaluate on validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,8 @@ class ModelConfig:
     """Normalisation; batch mixes the examples of a batch, so input gradients per example need group."""
 
     def check(self) -> None:
-        _require(1 <= self.width <= 1024, "model.width", self.width, "between 1 and 1024")
+        require_name("model.name", self.name)
+        require_count("model.width", self.width, most=1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +95,12 @@ class MethodConfig:
         return DEFAULT_RADIUS.get(self.name, 0.0) if self.epsilon is None else self.epsilon
 
     def check(self) -> None:
-        _require(_finite(self.temperature) and self.temperature > 0, "method.temperature", self.temperature, "finite and above 0")
+        require_name("method.name", self.name)
+        require(math.isfinite(self.temperature) and self.temperature > 0, "method.temperature", self.temperature, "finite and above 0")
         for name in ("epsilon", "pretrain_epsilon", "sobolev_weight"):
-            value = getattr(self, name)
-            _require(value is None or (_finite(value) and value >= 0), f"method.{name}", value, "finite and at least 0")
-        _require(_finite(self.ab_margin) and self.ab_margin > 0, "method.ab_margin", self.ab_margin, "finite and above 0")
-        _require(0 < self.pretrain_fraction < 1, "method.pretrain_fraction", self.pretrain_fraction, "between 0 and 1, both excluded")
+            require_number(f"method.{name}", getattr(self, name), MAX_RADIUS)
+        require(math.isfinite(self.ab_margin) and self.ab_margin > 0, "method.ab_margin", self.ab_margin, "finite and above 0")
+        require(0 < self.pretrain_fraction < 1, "method.pretrain_fraction", self.pretrain_fraction, "between 0 and 1, both excluded")
 
 
 DEFAULT_RADIUS = {"wdkd": 0.01}
@@ -124,10 +126,11 @@ class AugmentConfig:
         return 1 if self.name == "none" else self.views
 
     def check(self) -> None:
-        _require(self.padding >= 0, "augment.padding", self.padding, "at least 0")
-        _require(self.views is None or self.views >= 1, "augment.views", self.views, "at least 1, or None for fresh views")
+        require_count("augment.padding", self.padding, least=0, most=1024)
+        if self.views is not None:
+            require_count("augment.views", self.views, most=1000, rather="None for fresh views")
         if self.name == "none":
-            _require(self.views in (None, 1), "augment.views", self.views, "1 or None with augment.name none, where an image has one view")
+            require(self.views in (None, 1), "augment.views", self.views, "1 or None with augment.name none, where an image has one view")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,28 +151,32 @@ class OptimizerConfig:
     """Global norm that parameter gradients are clipped to; None: no clipping."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the parameters, which is then what is evaluated; None: no average."""
+    max_skipped: int = _added(0, 0)
+    """Updates with a loss, gradient or parameter that is not finite to skip, in all, before the run stops as diverged."""
 
     def check(self) -> None:
-        _require(
-            _finite(self.learning_rate) and self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "finite and above 0"
+        require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            "optimizer.learning_rate",
+            self.learning_rate,
+            "finite and above 0",
         )
-        _require(0 <= self.warmup_fraction < 1, "optimizer.warmup_fraction", self.warmup_fraction, "at least 0 and below 1")
-        _require(
-            _finite(self.weight_decay) and self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "finite and at least 0"
-        )
-        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "at least 0 and below 1")
-        _require(
-            self.clip_norm is None or (_finite(self.clip_norm) and self.clip_norm > 0),
+        require(0 <= self.warmup_fraction < 1, "optimizer.warmup_fraction", self.warmup_fraction, "at least 0 and below 1")
+        require_number("optimizer.weight_decay", self.weight_decay)
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "at least 0 and below 1")
+        require(
+            self.clip_norm is None or (math.isfinite(self.clip_norm) and self.clip_norm > 0),
             "optimizer.clip_norm",
             self.clip_norm,
             "above 0, or none",
         )
-        _require(
+        require(
             self.ema_decay is None or 0 < self.ema_decay < 1,
             "optimizer.ema_decay",
             self.ema_decay,
             "between 0 and 1, both excluded, or none",
         )
+        require_count("optimizer.max_skipped", self.max_skipped, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +191,8 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints; one is always written at the end."""
+    checkpoint_seconds: float | None = _added(60.0)
+    """Most seconds between two checkpoints, whatever the steps; None: no limit."""
     steps_per_call: int | None = _added(None)
     """Steps in one compiled call, so that a fast device does not wait for the host; None: 1 on CPU, where a loop around
     convolutions is slow, else 20."""
@@ -191,9 +200,18 @@ class TrainConfig:
     """What convolutions are computed in while training, on GPU and TPU; parameters, norms, losses and evaluation stay float32."""
 
     def check(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "steps_per_call"):
+        for name, most in TRAIN_LIMITS.items():
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"train.{name}", value, "at least 1")
+            if value is not None:
+                require_count(f"train.{name}", value, most=most)
+        seconds = self.checkpoint_seconds
+        require(
+            seconds is None or (math.isfinite(seconds) and seconds > 0), "train.checkpoint_seconds", seconds, "finite and above 0, or none"
+        )
+
+
+TRAIN_LIMITS = {"steps": MOST, "batch_size": 65_536, "log_every": MOST, "checkpoint_every": MOST, "steps_per_call": 1000}
+"""Largest values of TrainConfig's whole numbers: the indices of a call's batches are drawn at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +226,7 @@ class CacheConfig:
     """Most MiB of memory for it on each device."""
 
     def check(self) -> None:
-        _require(self.budget >= 1, "cache.budget", self.budget, "at least 1 MiB")
+        require_count("cache.budget", self.budget, most=2**20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +251,8 @@ class Config:
             part = getattr(self, field.name)
             if dataclasses.is_dataclass(part):
                 part.check()
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "between 0 and 2147483647")
+        require_path("teacher", self.teacher)
+        require_count("seed", self.seed, least=0)
         if self.model.norm == "batch" and max(self.method.radius, self.method.pretrain_epsilon) > 0:
             raise UsageError(
                 f"model.norm 'batch' mixes the examples of a batch, so epsilon {max(self.method.radius, self.method.pretrain_epsilon)} "
@@ -288,55 +307,6 @@ TEACHERS: dict[str, Config] = {
 """Presets of launch/train_teacher.py: a run of method ce on all training images but the validation split."""
 
 
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
-
-
-def _require(condition: bool, name: str, value: Any, limit: str) -> None:
-    if not condition:
-        raise UsageError(f"{name} is {value}; it must be {limit}")
-
-
-# --- JSON ---------------------------------------------------------------------------------------------------------------
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as nested dictionaries of JSON values."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(cls: type, values: Any, where: str = "config") -> Any:
-    """The inverse of `to_dict`. Raises UsageError naming the first field that is unknown, missing or of a wrong type."""
-    if not isinstance(values, dict):
-        raise UsageError(f"{where} is {values!r:.60}; it must be an object with the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise unknown(f"field in {where}", name, fields)
-    values = {name: field.metadata[EARLIER] for name, field in fields.items() if EARLIER in field.metadata} | values
-    for name in fields:
-        if name not in values:
-            raise UsageError(f"{where} lacks the field {name!r}; it was written by another version of wdkd")
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)
-    if get_origin(hint) is Literal:
-        allowed: tuple[Any, ...] = get_args(hint)
-        if value not in allowed:
-            raise UsageError(f"{where} is {value!r:.60}; it must be one of {', '.join(map(str, allowed))}")
-        return value
-    choices = tuple(get_origin(c) or c for c in (get_args(hint) if isinstance(hint, types.UnionType) else (hint,)))
-    if type(value) is int and float in choices and int not in choices:
-        return float(value)
-    if type(value) not in choices and not (value is None and type(None) in choices):
-        raise UsageError(f"{where} is {value!r:.60}; it must be {' or '.join(getattr(c, '__name__', str(c)) for c in choices)}")
-    return value
-
-
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
     """The options in which two configs differ, as 'name: value of a, value of b'."""
     found = []
@@ -345,5 +315,5 @@ def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(x):
             found += differences(x, y, f"{prefix}{field.name}.")
         elif x != y and not (x != x and y != y):
-            found.append(f"{prefix}{field.name}: {x}, {y}")
+            found.append(f"{prefix}{field.name}: {shown(x)}, {shown(y)}")
     return found

@@ -3,16 +3,21 @@
 import dataclasses
 import hashlib
 import json
-import shutil
+import os
 from pathlib import Path
 
 import numpy as np
 
-from wdkd.cache import cache_directory, publish, temporary_beside, warn_unwritable
+from wdkd.arrays import read_array, write_array
+from wdkd.cache import cache_directory, discard, publish, temporary_beside, warn_unwritable
 from wdkd.config import DataConfig
+from wdkd.decoding import decode
 from wdkd.errors import UsageError
-from wdkd.prepared import ARRAYS, Layout, data_directory, decode, digits_directory, layout_of, open_prepared, prepared_directory
+from wdkd.files import read_json
+from wdkd.notes import note
+from wdkd.prepared import ARRAYS, Layout, data_directory, digits_directory, layout_of, open_prepared, prepared_directory
 from wdkd.subset import few_shot_indices, subset_hash, validation_split
+from wdkd.wording import shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,15 +87,27 @@ def load_dataset(config: DataConfig) -> Dataset:
         UsageError: the set is unknown, not prepared, damaged, not in a random-access format, or not an image classification
             set with `train` and `test` splits of images of one size, at least 8x8 pixels and at most 2 GiB in all.
     """
-    directory = digits_directory() if config.name == "digits" else prepared_directory(config.name, data_directory(config.data_dir))
-    builder = open_prepared(config.name, directory)
-    layout = layout_of(config.name, builder.info)
-    cache = _array_directory(config.name, directory)
+    if config.name != "digits":
+        return _load(config.name, prepared_directory(config.name, data_directory(config.data_dir)))
+    directory = digits_directory()
+    try:
+        return _load(config.name, directory)
+    except UsageError as error:
+        note(f"the prepared digits in {directory} are damaged ({shown(error.__cause__ or error, 120)}); they are made again")
+        discard(directory)
+        return _load(config.name, digits_directory())
+
+
+def _load(name: str, directory: Path) -> Dataset:
+    """The set that is prepared in a folder."""
+    info = open_prepared(name, directory).info
+    layout = layout_of(name, info)
+    cache = _array_directory(name, directory)
     arrays = _read_arrays(cache, layout)
     if arrays is None:
-        arrays = decode(config.name, directory, builder, layout)
+        arrays = decode(name, directory, info, layout)
         _write_arrays(cache, arrays)
-    return Dataset(config.name, str(builder.info.version), tuple(builder.info.features["label"].names), **arrays)
+    return Dataset(name, str(info.version), tuple(info.features["label"].names), **arrays)
 
 
 def few_shot_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
@@ -125,20 +142,21 @@ def few_shot_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
 def _array_directory(name: str, directory: Path) -> Path:
     """Where the decoded arrays of a prepared set belong."""
     digest = hashlib.sha256((directory / "dataset_info.json").read_bytes())
-    digest.update(str(directory.resolve()).encode())
+    digest.update(os.fsencode(directory.resolve()))
     # A set prepared again with other images can have the same description, to the byte.
     for path in sorted(directory.iterdir()):
-        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        if path.exists():
+            digest.update(os.fsencode(path.name) + f" {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     return cache_directory() / "arrays" / f"{name.replace('/', '-')}-{directory.name}-{digest.hexdigest()[:16]}"
 
 
 def _read_arrays(cache: Path, layout: Layout) -> dict[str, np.ndarray] | None:
     """The arrays of a cache folder, or None where one is missing or is not what was written."""
     try:
-        digests = json.loads((cache / "sha256.json").read_text())
-        arrays = {name: np.load(cache / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
-        intact = all((a.shape, a.dtype) == layout.expected(name) and _digest(a) == digests[name] for name, a in arrays.items())
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        digests = read_json(cache / "sha256.json", 4096)
+        arrays = {name: read_array(cache / f"{name}.npy", *layout.expected(name)) for name in ARRAYS}
+        intact = all(_digest(array) == digests[name] for name, array in arrays.items())
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return arrays if intact else None
 
@@ -148,9 +166,9 @@ def _write_arrays(cache: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         with temporary_beside(cache) as temporary:
             for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+                write_array(temporary / f"{name}.npy", array)
             (temporary / "sha256.json").write_text(json.dumps({name: _digest(array) for name, array in arrays.items()}))
-            shutil.rmtree(cache, ignore_errors=True)
+            discard(cache)
             publish(temporary, cache)
     except OSError as error:
         warn_unwritable(cache, error)

@@ -52,17 +52,22 @@ def build_result(
     run: Run,
     split: Split,
     teacher: Teacher | None,
-    evaluation: Evaluation,
+    evaluation: Evaluation | None,
     *,
     apply: TeacherApply,
     variables: Any,
-    parameter_hash: str,
+    parameter_hash: str | None,
     step: int,
+    skipped_updates: int = 0,
+    reason: str | None = None,
     teacher_cached: bool | None = None,
     wall_seconds: float | None = None,
     examples_per_second: float | None = None,
 ) -> Result:
-    """All that is known of a run after `step` steps, its network being `apply` with `variables`."""
+    """All that is known of a run after `step` steps, its network being `apply` with `variables` (arrays or shape structs).
+
+    `reason`: why it diverged, if it did.
+    """
     config = run.config
     return Result(
         config=config,
@@ -91,6 +96,9 @@ def build_result(
         device_count=parallel.device_count(),
         versions=run.versions,
         revision=run.revision,
+        status="complete" if reason is None else "diverged",
+        reason=reason,
+        skipped_updates=skipped_updates,
     )
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from wdkd.errors import UsageError
+from wdkd.files import write_file
 from wdkd.result import Evaluation
+from wdkd.wording import shown
 
 Curve = Sequence[tuple[float, float, float | None]]
 """Points (x, mean, standard deviation or None when there is one seed)."""
@@ -23,25 +23,6 @@ COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#5
 """Okabe and Ito's palette less its yellow, told apart with any colour vision; markers and dashes repeat the distinction."""
 MARKERS = "osD^vPX<>*"
 DASHES = ("-", "--", "-.", ":")
-
-
-def write_file(path: str | os.PathLike, content: bytes) -> Path:
-    """Writes a file whole or not at all: to a temporary name beside it, then renamed. Returns its path."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose a directory that you may write to") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Path:
@@ -148,8 +129,9 @@ def confusion_figure(evaluation: Evaluation, path: str | os.PathLike) -> Path:
     image = axes.imshow(100 * share, cmap="Blues", norm=norm)
     figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 20, 40, 70, 100], label="share of the true class (%)")
     named = range(0, classes, -(-classes // 50))
-    axes.set_xticks(named, [evaluation.class_names[i] for i in named], rotation=90, fontsize=9 if classes <= 20 else 7)
-    axes.set_yticks(named, [evaluation.class_names[i] for i in named], fontsize=9 if classes <= 20 else 7)
+    names, size = [shown(evaluation.class_names[i], 40) for i in named], 9 if classes <= 20 else 7
+    axes.set_xticks(named, names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(named, names, fontsize=size, parse_math=False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(f"{evaluation.split} accuracy {100 * evaluation.accuracy:.2f} % of {evaluation.count:,} images", fontsize=11)

@@ -19,6 +19,10 @@ from wdkd.errors import UsageError, unknown
 
 STAGES = ("stage1", "stage2", "stage3")
 MIN_SIDE = 8
+MAX_DEPTH = 200
+"""Layers of the deepest network; its step is compiled within minutes."""
+MAX_PARAMETERS = 500_000_000
+"""Of the largest network: training one takes 16 bytes and more for each of them."""
 
 
 @struct.dataclass
@@ -197,27 +201,44 @@ def create_model(
       dtype: jnp.bfloat16 to compute convolutions in; None: float32, or float64 where the input is.
 
     Raises:
-      UsageError: for a name of no family, or a depth that the family does not have.
+      UsageError: for a name of no family, a depth that the family does not have, or a network too large to train.
     """
     shared = {"classes": classes, "norm": config.norm, "mean": tuple(mean), "std": tuple(std), "axis_name": axis_name, "dtype": dtype}
     widths = tuple(config.width * factor for factor in (1, 2, 4))
     if config.name == "cnn":
+        _check_size(config, widths, 1)
         return CNN(widths=widths, **shared)
-    if match := re.fullmatch(r"resnet(\d{1,4})", config.name):
-        return ResNet(widths=widths, blocks=_blocks(config.name, int(match[1]), 2), **shared)
-    if match := re.fullmatch(r"wrn_(\d{1,4})_(\d{1,3})", config.name):
+    if match := re.fullmatch(r"resnet([0-9]{1,4})", config.name):
+        blocks = _blocks(config.name, int(match[1]), 2)
+        _check_size(config, widths, blocks)
+        return ResNet(widths=widths, blocks=blocks, **shared)
+    if match := re.fullmatch(r"wrn_([0-9]{1,4})_([0-9]{1,3})", config.name):
         widening = int(match[2])
         if widening < 1:
             raise UsageError(f"model {config.name!r} has widening {widening}; it must be at least 1, as in wrn_16_1")
         blocks = _blocks(config.name, int(match[1]), 4)
-        return WideResNet(widths=tuple(w * widening for w in widths), blocks=blocks, widening=widening, **shared)
+        widths = tuple(w * widening for w in widths)
+        _check_size(config, widths, blocks)
+        return WideResNet(widths=widths, blocks=blocks, widening=widening, **shared)
     raise unknown("model", config.name, ("cnn", "resnet20", "resnet32", "resnet56", "wrn_16_1", "wrn_16_2", "wrn_40_2"))
 
 
 def _blocks(name: str, depth: int, offset: int) -> int:
     if depth <= offset or (depth - offset) % 6:
         raise UsageError(f"model {name!r} has depth {depth}; it must be 6n+{offset}, as {6 * 3 + offset}")
+    if depth > MAX_DEPTH:
+        raise UsageError(f"model {name!r} has depth {depth}; it must be at most {MAX_DEPTH}")
     return (depth - offset) // 6
+
+
+def _check_size(config: ModelConfig, widths: Sequence[int], blocks: int) -> None:
+    """Of a block's two convolutions, the first is half as large where the stage begins."""
+    count = sum(9 * width**2 * (2 * blocks - 0.5) for width in widths)
+    if count > MAX_PARAMETERS:
+        raise UsageError(
+            f"model {config.name!r} of width {config.width} has about {count / 1e6:,.0f} million parameters; at most "
+            f"{MAX_PARAMETERS // 10**6} million are trained: use a smaller --model.width"
+        )
 
 
 def check_image_shape(shape: Sequence[int]) -> None:

@@ -1,27 +1,69 @@
 """Devices and processes: the only file that says pmap, or jax.distributed."""
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wdkd.cache import cache_directory
-from wdkd.errors import UsageError
+from wdkd.errors import Interrupted, UsageError
 from wdkd.launcher import Launch, launched
-from wdkd.meeting import meet
+from wdkd.lifeline import Lifeline
+from wdkd.meeting import address, meet
+from wdkd.relay import relay
 
 AXIS = "devices"
 CPU_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 """Makes a convolution's weight gradient 4 to 12 times faster on CPU; a jaxlib without it is compiled for as it is."""
+HEARTBEAT = 100
+"""Seconds after which XLA takes a process that it has not heard of for dead. It then aborts the others."""
+PATIENCE = 30.0
+"""Seconds that a process which a signal has stopped waits for the others to stop as well; launchers kill them after as long."""
 
 
-def initialize(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int = 60) -> None:
-    """Joins the processes of a run, before anything is computed.
+@contextlib.contextmanager
+def joined(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int = 60) -> Iterator[None]:
+    """A context in which the processes of a run are joined, as `initialize` says.
+
+    Where one of them ends before all have come to its end, by an error or in whatever way, the others end within seconds with a
+    line that names it and code 2. On TPU pods, where JAX finds the processes, it is XLA that notices, and aborts them within 2 minutes.
+
+    Raises:
+      UsageError: as `initialize`, and where a computation failed because another process has ended.
+    """
+    lifeline = initialize(coordinator, processes, process_id, timeout)
+    try:
+        yield
+        if lifeline is not None:
+            lifeline.goodbye()
+    except BaseException as error:
+        if lifeline is not None:
+            _part(lifeline, error)
+        raise
+
+
+def _part(lifeline: Lifeline, error: BaseException) -> None:
+    """Ends this process's part of the run after an error. Raises UsageError if another process's end was the cause."""
+    if isinstance(error, Interrupted) and lifeline.goodbye(PATIENCE):
+        return
+    news = None
+    if not isinstance(error, (Interrupted, UsageError)):
+        news = lifeline.news(5 if isinstance(error, jax.errors.JaxRuntimeError) else 0)
+    is_told = news or isinstance(error, (UsageError, MemoryError))
+    lifeline.leave(getattr(error, "EXIT_CODE", 2 if is_told else 1))
+    if news:
+        raise UsageError(news) from error
+
+
+def initialize(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int = 60) -> Lifeline | None:
+    """Joins the processes of a run, before anything is computed. Returns what tells them of each other's end, None where JAX does.
 
     What is not given is as srun, mpirun or a TPU pod say, where they started this process. Without them it is the only one.
 
@@ -40,19 +82,41 @@ def initialize(coordinator: str | None, processes: int | None, process_id: int |
     if processes not in (None, known.processes):
         known = Launch()  # The flags describe other processes than the launcher started.
     launch = Launch(*(there if here is None else here for here, there in zip(given, known, strict=True)))
+    jax.config.update("jax_enable_preemption_service", False)  # It would take SIGTERM from whoever handles it here.
     if launch == Launch():
         if _is_tpu_pod():
             _join_tpu_pod(timeout)
-        return
+        return None
     if known.processes == 1 and processes is None and process_id is None:
-        return
+        return None
     _check(launch, known)
-    meet(launch, timeout)
+    lifeline = Lifeline(launch.process_id, launch.processes, meet(launch, timeout))
     try:
-        # Nothing is left to be detected, and JAX would ask the network whether this is Kubernetes or a Google machine.
-        jax.distributed.initialize(*launch, cluster_detection_method="deactivate", initialization_timeout=max(timeout, 60))
+        _join(launch, max(timeout, 60))
+    except BaseException as error:
+        _part(lifeline, error)
+        raise
+    return lifeline
+
+
+def _join(launch: Launch, timeout: int) -> None:
+    """Lets XLA join the processes, which have met. Raises UsageError if it cannot."""
+    coordinator = launch.coordinator if launch.process_id == 0 else relay(launch.coordinator)
+    _reach_without_proxy(address(coordinator)[0])
+    # Nothing is left to be detected, and JAX would ask the network whether this is Kubernetes or a Google machine.
+    limits = {"initialization_timeout": timeout, "heartbeat_timeout_seconds": HEARTBEAT}
+    try:
+        jax.distributed.initialize(coordinator, *launch[1:], cluster_detection_method="deactivate", **limits)
     except RuntimeError as error:
         raise UsageError(f"cannot join the processes at {launch.coordinator}: {str(error).splitlines()[0]}") from error
+
+
+def _reach_without_proxy(host: str) -> None:
+    """Keeps XLA from asking a web proxy for the coordinator, and JAX from warning of that."""
+    jax.config.update("jax_check_proxy_envs", False)
+    if any(os.environ.get(f"{kind}_proxy") for kind in ("grpc", "https", "http")):
+        excepted, also = "no_grpc_proxy", "no_proxy"
+        os.environ[excepted] = ",".join(filter(None, (os.environ.get(excepted) or os.environ.get(also), host)))
 
 
 def _check(launch: Launch, known: Launch) -> None:
@@ -83,13 +147,17 @@ def _is_tpu_pod() -> bool:
 
 
 def _join_tpu_pod(timeout: int) -> None:
-    """Lets JAX find the workers of the pod. Raises UsageError if it cannot, or they have not all come in time."""
+    """Lets JAX find the workers of the pod. Raises UsageError if it cannot, or they have not all come in time.
+
+    They have no lifelines. XLA aborts the others, with pages of C++, where one dies or has ended for `HEARTBEAT` seconds.
+    """
     joined: Future[None] = Future()
 
     def join() -> None:
         try:
             # Longer than is waited for it: XLA aborts the process when this time is over.
-            jax.distributed.initialize(initialization_timeout=timeout + 60)
+            limits = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
+            jax.distributed.initialize(initialization_timeout=timeout + 60, **limits)
             joined.set_result(None)
         except Exception as error:
             joined.set_exception(error)
@@ -218,3 +286,15 @@ def device_count() -> int:
 def device_kind() -> str:
     """What the devices are, as JAX names them."""
     return jax.devices()[0].device_kind
+
+
+def process_count() -> int:
+    """Processes of this run."""
+    return jax.process_count()
+
+
+def from_main_process(value: int) -> int:
+    """The main process's value, on all of them; they wait for each other here."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

@@ -1,4 +1,4 @@
-"""Sets that TFDS has prepared on disk: finding, checking and decoding them, without tensorflow."""
+"""Sets that TFDS has prepared on disk: finding and checking them, without tensorflow."""
 
 import atexit
 import contextlib
@@ -6,31 +6,32 @@ import dataclasses
 import difflib
 import io
 import logging
+import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from rich.console import Console
-from rich.progress import track
 
 from wdkd.cache import cache_directory, publish, temporary_beside, warn_unwritable
 from wdkd.datasets.digits import Digits
+from wdkd.declaration import check_declaration
 from wdkd.errors import UsageError, unknown
+from wdkd.wording import shown
 
 MAX_BYTES = 2**31
 """Decoded size above which a set is refused: all of it is kept in memory, and on the device."""
+MAX_CLASSES = 2000
+"""A result has a matrix of classes by classes."""
 MIN_SIDE = 8
 """Smallest height and width, in pixels, that the networks' three stages can halve."""
 
-_CHUNK = 500
-_NAME = re.compile(r"[A-Za-z_]\w*(/[\w.\-]+)?")
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_NAME = re.compile(r"[A-Za-z_]\w{0,99}(/\w[\w.\-]{0,99})?", re.ASCII)
+_VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 # Pillow is what the requirements ask for; that OpenCV would be faster is no news to the user.
@@ -39,7 +40,7 @@ logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not
 
 def data_directory(data_dir: str | None) -> Path:
     """Where TFDS keeps prepared sets: the one given, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def find_prepared(name: str, data_dir: Path) -> Path | None:
@@ -52,9 +53,11 @@ def find_prepared(name: str, data_dir: Path) -> Path | None:
     versions = _versions(data_dir / name)
     if versions:
         return versions[-1]
-    configurations = sorted(f"{name}/{path.name}" for path in _folders(data_dir / name) if _versions(path))
+    inside = [f"{name}/{path.name}" for path in _folders(data_dir / name) if _versions(path)]
+    configurations = sorted(found for found in inside if _NAME.fullmatch(found))
     if configurations and "/" not in name:
-        raise UsageError(f"data set {name!r} has configurations; name one of those in {data_dir}: {', '.join(configurations[:8])}")
+        names = ", ".join(configurations[:8])
+        raise UsageError(f"data set {name!r} has configurations; name one of those in {shown(data_dir, 300)}: {names}")
     return None
 
 
@@ -66,7 +69,8 @@ def prepared_directory(name: str, data_dir: Path) -> Path:
     if name.split("/")[0] not in known_datasets():
         raise unknown_dataset(name, data_dir)
     raise UsageError(
-        f"data set {name!r} is not prepared in {data_dir}; run python launch/prepare_data.py --name {name} --data-dir {data_dir}"
+        f"data set {name!r} is not prepared in {shown(data_dir, 300)}; "
+        f"run python launch/prepare_data.py --name {name} --data-dir {shown(data_dir, 300)}"
     )
 
 
@@ -78,8 +82,8 @@ def known_datasets() -> list[str]:
 
 def unknown_dataset(name: str, data_dir: Path) -> UsageError:
     """The error for a name that is neither TFDS's nor a folder of data_dir, with a few near ones."""
-    names = {*known_datasets(), *(path.name for path in _folders(data_dir) if _versions(path))}
-    near = difflib.get_close_matches(name, sorted(names), n=5, cutoff=0.5)
+    found = [path.name for path in _folders(data_dir) if _NAME.fullmatch(path.name) and _versions(path)]
+    near = difflib.get_close_matches(name[:200], sorted({*known_datasets(), *found}), n=5, cutoff=0.5)
     return unknown("data set", name, near or ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped"))
 
 
@@ -93,11 +97,14 @@ def digits_directory() -> Path:
             _prepare_digits(temporary)
             publish(temporary / "digits" / str(Digits.VERSION), final)
         return final
-    except OSError as error:
+    except Exception as error:  # A full disk surfaces as whatever TFDS and array_record raise.
         warn_unwritable(final, error)
     scratch = Path(tempfile.mkdtemp(prefix="wdkd-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    _prepare_digits(scratch)
+    try:
+        _prepare_digits(scratch)
+    except Exception as error:
+        raise UsageError(f"cannot write {scratch}: {shown(error, 200)}; make room there, or set TMPDIR to a folder that has it") from error
     return scratch / "digits" / str(Digits.VERSION)
 
 
@@ -109,7 +116,7 @@ def _prepare_digits(data_dir: Path) -> None:
 
 def _folders(directory: Path) -> list[Path]:
     try:
-        return [path for path in directory.iterdir() if path.is_dir()]
+        return [path for path in directory.iterdir() if os.path.isdir(path)]
     except OSError:
         return []
 
@@ -121,7 +128,7 @@ def _versions(directory: Path) -> list[Path]:
 
 
 def _is_prepared(directory: Path) -> bool:
-    return (directory / "dataset_info.json").is_file()
+    return os.path.isfile(directory / "dataset_info.json")
 
 
 # --- what sets must be like --------------------------------------------------------------------------------------------
@@ -130,15 +137,16 @@ def _is_prepared(directory: Path) -> bool:
 def open_prepared(name: str, directory: Path) -> tfds.core.DatasetBuilder:
     """The builder of a prepared folder. Raises UsageError where it is damaged, or is not a set of images that can be read here."""
     try:
+        check_declaration(directory)
         builder = tfds.builder_from_directory(directory)
     except Exception as error:  # Damaged JSON surfaces as whatever protobuf and TFDS raise.
-        raise _damaged(name, directory, error) from error
+        raise damaged(name, directory, error) from error
     check_features(name, builder.info)
     formats = builder.info.available_file_formats()
-    if not formats & tfds.core.FileFormat.with_random_access():
+    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
         stored = ", ".join(sorted(f.value for f in formats)) or "an unknown format"
         raise UsageError(
-            f"data set {name!r} in {directory} is stored as {stored}, which needs tensorflow to read; "
+            f"data set {name!r} in {shown(directory, 300)} is stored as {stored}, which needs tensorflow to read; "
             f"move that folder away and run python launch/prepare_data.py --name {name}"
         )
     return builder
@@ -148,19 +156,20 @@ def check_features(name: str, info: tfds.core.DatasetInfo) -> None:
     """Raises UsageError unless the set has images of one size, at least 8x8, and one class for each."""
     features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
     if "image" not in features or "label" not in features:
-        raise UsageError(f"data set {name!r} has the features {', '.join(features) or 'none'}; it must have 'image' and 'label'")
+        raise UsageError(f"data set {name!r} has the features {shown(', '.join(features) or 'none')}; it must have 'image' and 'label'")
     image, label = features["image"], features["label"]
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
         raise UsageError(
             f"data set {name!r} has {type(image).__name__} images and {type(label).__name__} labels; it must have Image and ClassLabel"
         )
-    if None in image.shape or np.dtype(image.np_dtype) != np.uint8:
+    if None in image.shape or len(image.shape) != 3 or np.dtype(image.np_dtype) != np.uint8:
         raise UsageError(
-            f"data set {name!r} has images of shape {image.shape} and type {image.np_dtype}; choose a set of uint8 images of one size"
+            f"data set {name!r} has images of shape {shown(image.shape)} and type {image.np_dtype}; "
+            "choose a set of uint8 images of one size"
         )
     if min(image.shape[:2]) < MIN_SIDE:
         raise UsageError(
-            f"data set {name!r} has images of {_by(image.shape)}; they must be at least {MIN_SIDE}x{MIN_SIDE} pixels: choose another set"
+            f"data set {name!r} has images of {by(image.shape)}; they must be at least {MIN_SIDE}x{MIN_SIDE} pixels: choose another set"
         )
 
 
@@ -181,70 +190,38 @@ class Layout:
 
 
 def layout_of(name: str, info: tfds.core.DatasetInfo) -> Layout:
+    """What the set's description promises. Raises UsageError unless it has train and test, a class for every label, and fits memory."""
     counts = {split: info.splits[split].num_examples for split in info.splits}
     for split in ("train", "test"):
         if not counts.get(split):
             raise UsageError(
-                f"data set {name!r} has no {split!r} split, only {', '.join(counts) or 'none'}; choose a set with train and test"
+                f"data set {name!r} has no {split!r} split, only {shown(', '.join(counts) or 'none')}; choose a set with train and test"
             )
-    height, width, *channels = info.features["image"].shape
-    layout = Layout(counts["train"], counts["test"], (height, width, *(channels or [1])), info.features["label"].num_classes)
-    size = (layout.train + layout.test) * int(np.prod(layout.image_shape))
+    classes = info.features["label"].num_classes
+    if not isinstance(classes, int) or not 1 <= classes <= MAX_CLASSES:
+        raise UsageError(f"data set {name!r} has {shown(classes)} classes; there must be 1 to {MAX_CLASSES:,}: choose another set")
+    named = len(info.features["label"].names)
+    if named != classes:
+        raise UsageError(f"data set {name!r} has {classes} classes and the names of {named}; prepare it again")
+    layout = Layout(counts["train"], counts["test"], tuple(info.features["image"].shape), classes)
+    size = (layout.train + layout.test) * math.prod(layout.image_shape)
     if size > MAX_BYTES:
         raise UsageError(
-            f"data set {name!r} has {layout.train + layout.test} images of {_by(layout.image_shape)}, {size / 2**30:.1f} GiB decoded; "
+            f"data set {name!r} has {layout.train + layout.test} images of {by(layout.image_shape)}, {size / 2**30:.1f} GiB decoded; "
             f"at most {MAX_BYTES / 2**30:.0f} GiB fit: choose a smaller set"
         )
     return layout
 
 
-def _by(shape: Iterable[int]) -> str:
+def by(shape: Iterable[int]) -> str:
+    """A shape in words, as 32x32x3."""
     return "x".join(map(str, shape))
 
 
-def _damaged(name: str, directory: Path, error: Exception) -> UsageError:
+def damaged(name: str, directory: Path, error: Exception) -> UsageError:
+    """The error for a prepared set that is not as it was written."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return UsageError(
-        f"data set {name!r} in {directory} cannot be read ({text:.200}); "
+        f"data set {name!r} in {shown(directory, 300)} cannot be read ({shown(text, 200)}); "
         f"delete that folder and run python launch/prepare_data.py --name {name}"
     )
-
-
-# --- decoding ----------------------------------------------------------------------------------------------------------
-
-
-def decode(name: str, directory: Path, builder: tfds.core.DatasetBuilder, layout: Layout) -> dict[str, np.ndarray]:
-    """Every image and label, in the order of the data sources; the keys are ARRAYS."""
-    arrays = {}
-    for split in ("train", "test"):
-        images = np.empty(*layout.expected(f"{split}_images"))
-        labels = np.empty(*layout.expected(f"{split}_labels"))
-        try:
-            _decode_split(builder, split, images, labels)
-        except Exception as error:  # Damage surfaces as whatever protobuf, array_record or Pillow raise.
-            raise _damaged(name, directory, error) from error
-        if labels.min() < 0 or labels.max() >= layout.num_classes:
-            raise UsageError(
-                f"data set {name!r} has labels from {labels.min()} to {labels.max()} in {split}; they must be below {layout.num_classes}"
-            )
-        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-    return arrays
-
-
-def _decode_split(builder: tfds.core.DatasetBuilder, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Fills images (n, H, W, C) and labels (n,) with a split's records. Raises ValueError where an image has another shape."""
-    # Only these two features: others may not decode without tensorflow, and take time.
-    features = tfds.features.FeaturesDict({name: builder.info.features[name] for name in ("image", "label")})
-    source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    if len(source) != len(labels):
-        raise ValueError(f"{len(source)} records in {split}, not {len(labels)}")
-    console = Console(stderr=True)
-    starts = range(0, len(labels), _CHUNK)
-    for start in track(starts, f"decoding {builder.info.name} {split}", console=console, disable=not sys.stderr.isatty(), transient=True):
-        stop = min(start + _CHUNK, len(labels))
-        for index, record in enumerate(source.__getitems__(list(range(start, stop))), start):
-            example = features.deserialize_example_np(record)
-            image = example["image"]
-            if image.size != images[index].size or image.shape[:2] != images.shape[1:3]:
-                raise ValueError(f"image {index} of {split} is {_by(image.shape)}, not {_by(images.shape[1:])}")
-            images[index], labels[index] = image.reshape(images.shape[1:]), example["label"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -14,58 +15,61 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from wdkd.config import TrainConfig
-from wdkd.errors import UsageError
+from wdkd.errors import Diverged, UsageError
+from wdkd.files import parse_json, read_file, write_file, writing
 
 Item = TypeVar("Item")
+MAX_METRICS = 2**30
+"""Bytes of the largest metrics.jsonl that is read: some million lines."""
 
 
 class Recorder:
     """Writes one line of metrics per call of `log`. A context manager; None as directory keeps nothing.
 
     A resumed run first drops the lines of steps after `start`, which it will write again.
+
+    Raises:
+      UsageError: from every method, where the disk cannot be written.
     """
 
     def __init__(self, directory: Path | None, *, title: str, start: int, steps: int, show: bool) -> None:
-        self._lines = None if directory is None else _reopen(directory / "metrics.jsonl", start)
-        self._events: Any = None
-        self._directory, self._start = directory, start
-        self._bar = _Bar(title, start, steps) if show and sys.stderr.isatty() else _Lines(title, start, steps) if show else None
+        self._lines = None if directory is None else Lines(directory / "metrics.jsonl", start)
+        self._events = None if directory is None else Events(directory / "events", start)
+        self._bar = _Bar(title, start, steps) if show and sys.stderr.isatty() else _Tenths(title, start, steps) if show else None
 
     def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        for part in (self._lines, self._events, self._bar):
+        for part in (self._bar, self._lines, self._events):
             if part is not None:
                 part.close()
 
     def log(self, step: int, metrics: dict[str, float], *, examples_per_second: float) -> None:
-        """Records the metrics after `step` steps; values that were not computed (NaN) are left out."""
-        known = {name: value for name, value in metrics.items() if value == value}
+        """Records the metrics after `step` steps; values that were not computed, or are not finite, are left out."""
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if self._lines is not None:
-            self._lines.write(json.dumps({"step": step, **known}) + "\n")
-            self._lines.flush()
-            self._show_tensorboard(step, known)
+            self._lines.write(step, known)
+            self._events.write(step, known)
         if self._bar is not None:
             self._bar.show(step, known, examples_per_second)
 
-    def _show_tensorboard(self, step: int, metrics: dict[str, float]) -> None:
-        if self._events is None:
-            # Not before the first step: where torch is installed too, this imports it, which takes a second or two.
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(self._directory / "events"), purge_step=self._start + 1, flush_secs=10)
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+    def secure(self) -> None:
+        """Has what was recorded on the disk, so that a checkpoint that is saved next is never ahead of it."""
+        if self._lines is not None:
+            self._lines.secure()
 
 
 class Log:
     """What becomes of a step's metrics. They are fetched one call late, so that the device never waits for the host."""
 
-    def __init__(self, recorder: Recorder, config: TrainConfig, step: int) -> None:
-        self._recorder, self._config, self._step = recorder, config, step
+    def __init__(self, recorder: Recorder, config: TrainConfig, step: int, max_skipped: int = 0) -> None:
+        self._recorder, self._config, self._step, self._max_skipped = recorder, config, step, max_skipped
         self._clock = Clock(config.batch_size)
         self._pending: dict[str, jax.Array] | None = None
+        self._objectives: list[float] = []
+        self.wish = 0
+        """What the processes agreed on in the last call that was looked at (`steps.Draw`)."""
 
     @property
     def rate(self) -> float:
@@ -84,17 +88,31 @@ class Log:
         fetched = {name: np.asarray(values) for name, values in self._pending.items()}
         self._pending = None
         self._clock.tick(len(fetched["objective"]))
+        self.wish = int(fetched.pop("wish", np.zeros(1)).max())
         # Every replica sees the same values, so all processes stop together.
         for place in range(len(fetched["objective"])):
             self._step += 1
             self.look({name: float(values[place]) for name, values in fetched.items()})
 
     def look(self, values: dict[str, float]) -> None:
-        for name in ("objective", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                raise UsageError(f"{name} is {values[name]} at step {self._step}; lower optimizer.learning_rate or method.epsilon")
+        """Raises Diverged where a value is not finite, unless the step was skipped and that is allowed."""
+        parameters = values.pop("finite_parameters", True)
+        bad = [f"{name} is {values[name]}" for name in ("objective", "gradient_norm") if not math.isfinite(values[name])]
+        bad += [] if parameters else ["a parameter is not finite"]
+        if bad and values.get("skipped", math.inf) > self._max_skipped:
+            after = f", after {self._max_skipped} skipped updates" if self._max_skipped else ""
+            raise Diverged(f"{bad[0]} at step {self._step}{after}; lower optimizer.learning_rate or method.epsilon", self._step)
+        if not bad:
+            self._objectives.append(values["objective"])
         if self._step % self._config.log_every == 0 or self._step == self._config.steps:
             self._recorder.log(self._step, values, examples_per_second=self.rate)
+
+    def secure(self) -> float | None:
+        """Looks at what is pending and has it on the disk. Returns the mean objective since the last call of this, None of no step."""
+        self.flush()
+        self._recorder.secure()
+        objectives, self._objectives = self._objectives, []
+        return sum(objectives) / len(objectives) if objectives else None
 
 
 class Clock:
@@ -122,19 +140,81 @@ def track(steps: Iterable[Item], *, title: str, total: int, show: bool) -> Itera
         yield from progress.track(steps, total=total, description=title)
 
 
-def _reopen(path: Path, start: int) -> Any:
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-        path.write_text("".join(f"{line}\n" for line in kept))
-    return path.open("a")
+class Lines:
+    """A file of one JSON object per step. Opening it again drops the steps after `start`, and what is no such line."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self._path = path
+        write_file(path, b"".join(line for _, line in read_lines(path, start)))
+        with writing(path):
+            self._file = path.open("ab", buffering=0)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        with writing(self._path):
+            self._file.write(f"{json.dumps({'step': step, **metrics})}\n".encode())
+
+    def secure(self) -> None:
+        """Has the lines on the disk. Raises UsageError also where the file is no longer there: all that is written would be lost."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+            if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                raise UsageError(f"{self._path} was replaced while this run was writing it; the same command goes on with what is there")
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _step(line: str) -> float:
-    """The step of a line, or infinity where a killed run left half a line."""
+def read_lines(path: Path, last: int) -> list[tuple[int, bytes]]:
+    """(step, line) of the metrics in a file, in the order of their steps, up to `last`; what a killed run left half is left out."""
     try:
-        return json.loads(line)["step"]
+        content = read_file(path, MAX_METRICS)
+    except FileNotFoundError:
+        return []
+    steps: dict[int, bytes] = {}
+    for line in content.splitlines(keepends=True):
+        step = _step(line)
+        if step is not None and step <= last and line.endswith(b"\n") and step > max(steps, default=0):
+            steps[step] = line
+    return list(steps.items())
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line, or None where it is not one."""
+    try:
+        step = parse_json(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return None
+    return step if type(step) is int else None
+
+
+class Events:
+    """The same for TensorBoard. Written by this thread, so that a full disk is heard of: tensorboardX's own writer would hang."""
+
+    def __init__(self, directory: Path, start: int) -> None:
+        self._directory, self._start = directory, start
+        self._writer: Any = None
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        # Not before the first step: where torch is installed too, this imports it, which takes a second or two.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        with writing(self._directory):
+            if self._writer is None:
+                self._directory.mkdir(exist_ok=True)
+                self._writer = EventsWriter(str(self._directory / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+                # Has TensorBoard forget the steps after the checkpoint that this call went on from.
+                started = Event(wall_time=time.time(), step=self._start + 1, session_log=SessionLog(status=SessionLog.START))
+                self._writer.write_event(started)
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with writing(self._directory):
+                self._writer.close()
 
 
 class _Bar:
@@ -159,7 +239,7 @@ class _Bar:
         self._progress.stop()
 
 
-class _Lines:
+class _Tenths:
     """A line per tenth of the run, for log files."""
 
     def __init__(self, title: str, start: int, steps: int) -> None:

@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
-import sys
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from wdkd import parallel
+from wdkd.arrays import header, map_array
 from wdkd.augment import create_augmentation
 from wdkd.batches import fixed_partners
-from wdkd.cache import publish, temporary_beside
+from wdkd.cache import discard, publish, temporary_beside
 from wdkd.checkpoint import tree_hash
 from wdkd.config import AugmentConfig, Config
 from wdkd.data import Split
+from wdkd.files import read_json
 from wdkd.methods import Reads
+from wdkd.notes import note
 from wdkd.progress import track
 from wdkd.steps import Data, Draw, make_views
 from wdkd.teacher import Record, Teacher
-from wdkd.teacher_cache import DTYPES, Contents, contents
+from wdkd.teacher_cache import DTYPES, MIB, Contents, contents
+from wdkd.wording import shown
 
 CHUNK = 640
 """Images that one call passes backward: views times classes."""
+DAMAGED = (OSError, ValueError, KeyError, TypeError)
+"""What reading a record that is not as it was written raises."""
 
 
 def record_teacher(config: Config, reads: Reads, teacher: Teacher, split: Split, key: np.ndarray, folder: Path, *, show: bool) -> Record:
@@ -42,26 +47,23 @@ def record_teacher(config: Config, reads: Reads, teacher: Teacher, split: Split,
     holds = contents(reads, len(split.train_labels) * config.augment.finite_views, teacher, config.cache.precision)
     described = describe(config, holds, teacher, split)
     final = folder / hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-    if final.exists():
+    if os.path.lexists(final):
         try:
             return pack(read_files(final, described, holds))
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            say(f"the teacher cache {final} is damaged or stale ({' '.join(str(error).split())[:120]}); it is made again")
-            shutil.rmtree(final, ignore_errors=True)
+        except DAMAGED as error:
+            note(f"the teacher cache {final} is damaged or stale ({shown(error, 120)}); it is made again")
+            discard(final)
     chunks = functools.partial(compute, config, reads, teacher, split, key, show=show)
     try:
         with temporary_beside(final) as temporary:
             write_files(temporary, described, holds, chunks())
             publish(temporary, final)
         return pack(read_files(final, described, holds))
-    except OSError as error:
-        say(f"cannot keep the teacher cache in {folder} ({error.strerror or error}); it is made in memory, for this run alone")
+    except DAMAGED as error:
+        why = shown(getattr(error, "strerror", None) or error, 120)
+        note(f"cannot keep the teacher cache in {folder} ({why}); it is made in memory, for this run alone")
     parts = list(chunks())
     return pack({name: np.concatenate([part[name] for part in parts]) for name in holds.shapes})
-
-
-def say(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def describe(config: Config, holds: Contents, teacher: Teacher, split: Split) -> dict[str, Any]:
@@ -85,8 +87,7 @@ def write_files(folder: Path, described: dict[str, Any], holds: Contents, chunks
             rows = np.ascontiguousarray(chunk[name]).view(_stored(holds.dtypes[name]))
             with (folder / f"{name}.npy").open("ab") as file:
                 if index == 0:
-                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (holds.views, *holds.shapes[name])}
-                    np.lib.format.write_array_header_2_0(file, header)
+                    file.write(header((holds.views, *holds.shapes[name]), rows.dtype))
                 file.write(rows.data)
             digest.update(rows.data)
     text = json.dumps({"described": described, "sha256": {name: digest.hexdigest() for name, digest in digests.items()}})
@@ -95,14 +96,12 @@ def write_files(folder: Path, described: dict[str, Any], holds: Contents, chunks
 
 def read_files(folder: Path, described: dict[str, Any], holds: Contents) -> dict[str, np.ndarray]:
     """The arrays of a record, mapped from their files. Raises ValueError where they are not what was asked for, or were changed."""
-    text = json.loads((folder / "description.json").read_text())
+    text = read_json(folder / "description.json", MIB)
     if text["described"] != described:
         raise ValueError("it is of another teacher, subset or set of views")
     arrays = {}
     for name, shape in holds.shapes.items():
-        array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        if array.shape != (holds.views, *shape) or array.dtype != _stored(holds.dtypes[name]):
-            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+        array = map_array(folder / f"{name}.npy", (holds.views, *shape), _stored(holds.dtypes[name]))
         digest = hashlib.sha256()
         for start in range(0, holds.views, 256):
             digest.update(np.ascontiguousarray(array[start : start + 256]).data)

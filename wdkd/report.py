@@ -9,6 +9,7 @@ import rich.table
 from wdkd import figures, published, tables
 from wdkd.errors import UsageError
 from wdkd.figures import confusion_figure as confusion_figure
+from wdkd.files import write_file
 from wdkd.result import Result, results_path
 from wdkd.tables import ABSENT, Cells, Groups, Report, Warnings
 from wdkd.tuning import tuning_report as tuning_report
@@ -31,8 +32,8 @@ def main_report(directory: str | os.PathLike = "results") -> Report:
         lines += tables.mixed(results)
         base = root / dataset / track
         paths += [
-            figures.write_file(f"{base}.md", markdown_report(results, lines).encode()),
-            figures.write_file(f"{base}.csv", tables.comma_separated(cell_rows(results)).encode()),
+            write_file(f"{base}.md", markdown_report(results, lines).encode()),
+            write_file(f"{base}.csv", tables.comma_separated(cell_rows(results)).encode()),
             figures.save(accuracy_figure(results), f"{base}.png"),
         ]
     return Report([table_for_terminal(r) for r in groups.values()], paths, [line for lines in warnings.values() for line in lines])
@@ -40,7 +41,7 @@ def main_report(directory: str | os.PathLike = "results") -> Report:
 
 def read_results(root: Path) -> tuple[Groups, Warnings]:
     """The results of runs below a directory, and a warning for each file that had to be left out."""
-    paths = [p for p in sorted(root.glob("*/*/*/n*/seed*.json")) if p.relative_to(root).parts[0] not in NOT_RESULTS]
+    paths = [p for p in tables.matching(root, "*/*/*/n*/seed*.json") if p.relative_to(root).parts[0] not in NOT_RESULTS]
     return tables.read_files(root, paths, lambda path, result: None if results_path(root, result) == path else misplaced(root, result))
 
 

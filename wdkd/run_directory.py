@@ -1,6 +1,7 @@
 """A run's directory: what is written there about the run, and how a network is rebuilt from it."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 import subprocess
@@ -13,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wdkd import checkpoint, parallel
-from wdkd.config import Config, differences, from_dict, to_dict
+from wdkd import checkpoint, lock, parallel
+from wdkd.config import EARLIER, Config, differences, from_dict, to_dict
+from wdkd.data import Split
 from wdkd.errors import UsageError
+from wdkd.files import read_json, write_json
 from wdkd.folding import fold
-from wdkd.models import create_model, initialize
-from wdkd.result import read_json, read_result, write_json
+from wdkd.models import check_image_shape, create_model, initialize
+from wdkd.result import read_result
 from wdkd.teacher import Teacher, inference
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
@@ -49,13 +52,15 @@ class Run:
     """The teacher's directory as an absolute path."""
     versions: dict[str, str]
     revision: str
+    teacher_hash: str | None = dataclasses.field(default=None, metadata={EARLIER: None})
+    """Of the teacher's parameters: a run goes on with the teacher that it began with."""
 
 
-def describe_run(config: Config, given: Input) -> Run:
+def describe_run(config: Config, given: Input, teacher: Teacher | None = None) -> Run:
     """The run as it is started now, by this code."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]}
     directory = None if config.teacher is None else str(Path(config.teacher).absolute())
-    return Run(config, given, directory, versions, _revision())
+    return Run(config, given, directory, versions, _revision(), teacher and teacher.hash)
 
 
 def _revision() -> str:
@@ -74,32 +79,98 @@ def check_workdir(workdir: str | os.PathLike, config: Config) -> Path:
       UsageError: if it holds a run with another config (named field by field), or something else.
     """
     directory = Path(workdir).absolute()
-    if (directory / "config.json").exists():
+    try:
+        found = sorted(directory.iterdir()) if directory.exists() else []
+    except NotADirectoryError:
+        raise UsageError(f"{directory} is a file; give a new --workdir") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(directory)!r:.300} cannot be read ({error}); give another --workdir or restore its permissions") from error
+    names = {path.name for path in found}
+    if "config.json" in names:
         if changed := differences(read_run(directory).config, config):
             raise UsageError(f"{directory} holds another run ({'; '.join(changed[:4])}, stored and given); give another --workdir")
-    elif directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} is a file; give a new --workdir")
-    # Only the process that writes looks: to the others of a run, it may be just making the directory.
-    elif parallel.is_main_process() and directory.is_dir() and any(directory.iterdir()):
+        _refuse_links(found)
+    # Only the process that writes looks: to the others of a run, it may be just making the directory. What a run that was killed
+    # at its very start has left does not count.
+    elif parallel.is_main_process() and [name for name in names if name not in (lock.NAME, "subset.json") and not _is_temporary(name)]:
         raise UsageError(f"{directory} holds files but no run (no config.json); give an empty or new --workdir")
     return directory
 
 
+def _refuse_links(paths: list[Path]) -> None:
+    """A run writes and deletes below its directory, so nothing there may lead elsewhere."""
+    for path in paths:
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link; put what it points to in its place, or give another --workdir")
+
+
+WRITTEN = ("config.json", "subset.json", "metrics.jsonl", "result.json")
+
+
+def _is_temporary(name: str) -> bool:
+    """Whether this is a file of ours that was being written when its process was killed."""
+    return name.startswith(tuple(f".{written}." for written in WRITTEN))
+
+
+def subset_of(split: Split) -> dict[str, Any]:
+    """The content of subset.json: which images, and SHA-256 of their indices and of their pixels and labels."""
+    content = hashlib.sha256(np.ascontiguousarray(split.train_images).data)
+    content.update(np.ascontiguousarray(split.train_labels).data)
+    return {"sha256": split.subset_hash, "images": content.hexdigest(), "indices": split.train_indices.tolist()}
+
+
 def start(directory: Path, run: Run, subset: dict[str, Any]) -> None:
-    """Writes config.json and subset.json, unless they are there. Raises UsageError if the directory cannot be written."""
-    if parallel.is_main_process() and not (directory / "config.json").exists():
+    """Writes config.json and subset.json; where they are there already, compares the teacher and the images with theirs.
+
+    Raises:
+      UsageError: if the directory cannot be written, or the run began with another teacher or other images.
+    """
+    if not parallel.is_main_process():
+        return
+    for path in directory.iterdir():
+        if _is_temporary(path.name):
+            path.unlink(missing_ok=True)
+    begun = (directory / "config.json").exists()
+    if begun:
+        known = read_run(directory).teacher_hash
+        if known not in (None, run.teacher_hash):
+            raise UsageError(
+                f"{directory} began with another teacher than is now at {run.teacher_directory}; restore it or give another --workdir"
+            )
+    if begun and (directory / "subset.json").exists():
+        _compare_subset(directory / "subset.json", subset)
+    else:
         write_json(directory / "subset.json", subset)
+    if not begun:
         write_json(directory / "config.json", to_dict(run))
 
 
+def _compare_subset(path: Path, subset: dict[str, Any]) -> None:
+    stored = read_json(path)
+    if not isinstance(stored, dict) or "sha256" not in stored:
+        raise UsageError(f"{path} is no subset; delete it, and it is made again")
+    for name in ("sha256", "images", "indices"):
+        if name in stored and name in subset and stored[name] != subset[name]:
+            raise UsageError(
+                f"{path} is of other images than the data set now has ({name} differ); restore the data or give another --workdir"
+            )
+
+
 def read_run(directory: str | os.PathLike) -> Run:
-    """Reads config.json. Raises UsageError if the directory is missing, empty or not a run's."""
+    """Reads config.json. Raises UsageError if the directory is missing, empty or not a run's, or an option is out of range."""
     directory = Path(directory)
+    path = directory / "config.json"
     if not directory.is_dir():
         raise UsageError(f"{directory} is not a directory; give the directory of a run")
-    if not (directory / "config.json").exists():
+    if not path.exists():
         raise UsageError(f"{directory} holds no run (no config.json); give a directory that launch/train_teacher.py or distill.py wrote")
-    return from_dict(Run, read_json(directory / "config.json"), where=str(directory / "config.json"))
+    run = from_dict(Run, read_json(path), where=str(path))
+    try:
+        run.config.check()
+        check_image_shape(run.input.image_shape)
+    except (UsageError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +204,20 @@ def build_model(config: Config, given: Input, **options: Any) -> nn.Module:
 def read_teacher(directory: str | os.PathLike) -> Teacher:
     """The network of a run as a teacher, its batch norm folded, with its test accuracy where the run is finished.
 
-    Raises UsageError as `read_trained`.
+    Raises:
+      UsageError: as `read_trained`, or if a finished run's checkpoint is not the one that its result is of.
     """
     try:
         trained = read_trained(directory)
         finished = Path(directory) / "result.json"
-        accuracy = read_result(finished).evaluation.accuracy if finished.exists() else None
+        result = read_result(finished) if finished.exists() else None
+        if result is not None and result.status == "diverged":
+            raise UsageError(f"{directory} has diverged: {result.reason}; train another")
+        if result is not None and result.parameter_hash != trained.hash:
+            raise UsageError(
+                f"{finished} is of other parameters than the checkpoint of step {trained.step}, the newest that verifies; "
+                "restore the last one, or delete result.json and give the command that trained it again"
+            )
     except UsageError as error:
         raise UsageError(f"teacher: {error}") from error
     model, variables = fold(trained.model, trained.variables, tuple(trained.run.input.image_shape))
@@ -150,5 +229,5 @@ def read_teacher(directory: str | os.PathLike) -> Teacher:
         image_shape=tuple(trained.run.input.image_shape),
         path=str(directory),
         hash=trained.hash,
-        accuracy=accuracy,
+        accuracy=result and result.evaluation.accuracy,
     )

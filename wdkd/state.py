@@ -16,13 +16,15 @@ class TrainState:
     """Everything that a step changes. All arrays, so that it can be replicated, saved and compared.
 
     `variables` is {"student": ..., "connectors": ...}, each with "params" and perhaps "batch_stats"; `average` is the moving
-    average of the student's variables, or None. `step` counts the optimiser steps of all stages together.
+    average of the student's variables, or None. `step` counts the optimiser steps of all stages together, `skipped` those of them
+    whose update was not finite and left everything else as it was; None where such a step stops the run.
     """
 
     step: jax.Array
     variables: dict[str, Any]
     optimizer: optax.OptState
     average: dict[str, Any] | None
+    skipped: jax.Array | None = None
 
     @property
     def evaluated(self) -> dict[str, Any]:
@@ -70,11 +72,25 @@ def _is_kernel(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
 
 
-def create_state(variables: dict[str, Any], optimizer: optax.GradientTransformation, *, step: int, averaged: bool) -> TrainState:
+def create_state(
+    variables: dict[str, Any], optimizer: optax.GradientTransformation, *, step: int, averaged: bool, skipped: Any = None
+) -> TrainState:
     """A stage's first state: given variables, a fresh optimiser, and the average (if any) started at the variables."""
     params, _ = split_params(variables)
     average = jax.tree.map(jnp.copy, variables["student"]) if averaged else None
-    return TrainState(jnp.asarray(step, jnp.int32), variables, optimizer.init(params), average)
+    skipped = None if skipped is None else jnp.asarray(skipped, jnp.int32)
+    return TrainState(jnp.asarray(step, jnp.int32), variables, optimizer.init(params), average, skipped)
+
+
+def all_finite(*trees: Any) -> jax.Array:
+    """Whether every number in the trees is finite, ()."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]).all()
+
+
+def unless_finite(finite: jax.Array, old: TrainState, new: TrainState) -> TrainState:
+    """`new` where that is finite; else `old`, one step on and with one more skipped."""
+    skipped = old.replace(step=new.step, skipped=old.skipped + 1)
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, skipped)
 
 
 def moving_average(average: Any, new: Any, decay: float) -> Any:

@@ -15,7 +15,7 @@ from wdkd import metrics
 from wdkd.augment import example_keys, view_keys
 from wdkd.methods import Batch, Objective, Seen
 from wdkd.models import Outputs, apply_network
-from wdkd.state import TrainState, join_params, moving_average, split_params
+from wdkd.state import TrainState, all_finite, join_params, moving_average, split_params, unless_finite
 from wdkd.teacher import TeacherAt
 
 Array = jax.Array
@@ -35,12 +35,15 @@ class Data:
 @struct.dataclass
 class Draw:
     """Which images a device trains on in a step: indices (b,), partners to blend with (b,), positions in the batch (b,), and
-    which of its fixed views each image is seen in (b,). With a leading axis, the draws of several steps."""
+    which of its fixed views each image is seen in (b,). With a leading axis, the draws of several steps.
+
+    `wish` () is what this process wants after the step, a number; all are told the largest. None: they need not agree on anything."""
 
     index: Array
     partner: Array
     position: Array
     view: Array
+    wish: Array | None = None
 
 
 @struct.dataclass
@@ -128,7 +131,14 @@ def make_train_step(
         average = state.average if ema_decay is None else moving_average(state.average, variables["student"], ema_decay)
         seen = {"objective": value, "loss": aux.loss, "input_gradient_norm": aux.input_gradient_norm}
         measured = lax.pmean(seen, axis_name) | {"gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, variables, optimizer_state, average), measured
+        new = TrainState(state.step + 1, variables, optimizer_state, average, state.skipped)
+        measured["finite_parameters"] = all_finite(variables)
+        if state.skipped is not None:
+            new = unless_finite(all_finite(measured["objective"], gradients, variables), state, new)
+            measured["skipped"] = new.skipped
+        if draw.wish is not None:
+            measured["wish"] = lax.pmax(draw.wish, axis_name)
+        return new, measured
 
     return train_step
 

@@ -1,22 +1,28 @@
 """A grid of independent runs on one machine: finished ones are skipped, stopped ones go on, failed ones are named at the end."""
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
-import multiprocessing
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wdkd import parallel, train
 from wdkd.config import Config
-from wdkd.errors import UsageError
+from wdkd.errors import Diverged, Interrupted, UsageError
+from wdkd.interruption import Interruption
 from wdkd.methods import create_stages
-from wdkd.result import Result, results_path, write_result
+from wdkd.pool import BEAT, Outcome, Pool
+from wdkd.result import Result, read_result, results_path, write_result
+
+PATIENCE, RETRY = 60.0, 5.0
+"""Seconds that runs in other hands are waited for at the end, at least, and between two tries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,54 +83,111 @@ def _job(base: Config, workdir: Path, results: Path, n: int, seed: int, augmenta
 def publish(job: Job, result: Result) -> Path:
     """Writes a result where reports look for it; variants of a method in tuning keep their directory's name."""
     path = results_path(job.publish, result)
-    if result.evaluation.split == "validation":
+    if job.config.data.evaluate_on == "validation":
         path = path.parents[2] / Path(*job.workdir.parts[-3:]).with_suffix(".json")
     write_result(path, result)
     return path
 
 
-def execute(job: Job) -> Result:
-    """One run, in whatever process this is."""
-    result = train.run(job.config, job.workdir, cache=job.cache, show_progress=False)
+def execute(job: Job, interruption: Interruption | None = None) -> Result:
+    """One run, in whatever process this is. Raises as `train.run`; that a run diverged is published too."""
+    try:
+        result = train.run(job.config, job.workdir, cache=job.cache, show_progress=False, interruption=interruption)
+    except Diverged:
+        publish(job, read_result(job.workdir / "result.json"))
+        raise
     publish(job, result)
     return result
 
 
-def run_sweep(jobs: list[Job], workers: int) -> list[tuple[Job, str]]:
+def _execute_in_worker(job: Job, interruption: Interruption) -> str:
+    parallel.enable_compilation_cache()
+    return f"{execute(job, interruption).evaluation.accuracy:.2%}"
+
+
+def run_sweep(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
     """Runs all jobs, `workers` at a time, each worker on its own share of the cores, and shows how far they are.
 
-    Returns the jobs that failed, with one line each. A job that fails does not stop the others.
+    A job that fails, or whose process dies, does not stop the others. Several sweeps may share their jobs.
+
+    Returns:
+      The jobs that are not complete, with one line each.
+
+    Raises:
+      Interrupted: after a signal, when the runs at work have been saved.
     """
     if not 1 <= workers <= (os.cpu_count() or 1):
         raise UsageError(f"workers is {workers}; it must be between 1 and the {os.cpu_count()} cores of this machine")
-    failed = []
+    last: dict[int, Outcome] = {}
+    with Interruption() as interruption, interruption.deferred():
+        with _display(len(jobs)) as progress, Pool(_execute_in_worker, workers, interruption) as pool:
+            for index, outcome in _outcomes(pool, jobs, interruption):
+                # Of runs that were stopped, and of those tried again in vain, nothing more is to be said.
+                if outcome.kind == "done" or not interruption.requested and (outcome.kind != "busy" or index not in last):
+                    _show(progress, jobs[index], outcome)
+                last[index] = outcome
+        if interruption.requested:
+            interruption.acknowledge()
+            complete = sum(outcome.kind == "done" for outcome in last.values())
+            raise Interrupted(f"stopped by a signal; {complete} of {len(jobs)} runs are complete, the same command goes on with the rest")
+    return [(jobs[index], last[index].text) for index in sorted(last) if last[index].kind != "done"]
+
+
+def _outcomes(pool: Pool, jobs: Sequence[Job], interruption: Interruption) -> Iterator[tuple[int, Outcome]]:
+    """(index, outcome) of every job. Those in other hands come again when all others are done, until they are in none.
+
+    That is waited for twice as long as the longest run took here, as it is likely to be another's last run of the same sweep.
+    """
+    indices, longest, deadline = list(range(len(jobs))), 0.0, None
+    while indices:
+        held = []
+        for position, outcome in pool.run([jobs[index] for index in indices]):
+            longest = max(longest, outcome.seconds)
+            if outcome.kind == "busy":
+                held.append(indices[position])
+            yield indices[position], outcome
+        now = time.monotonic()
+        deadline = deadline or now + max(PATIENCE, 2 * longest)
+        if now > deadline or interruption.requested:
+            return
+        indices = sorted(held)
+        _pause(RETRY if held else 0, interruption)
+
+
+def _pause(seconds: float, interruption: Interruption) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not interruption.requested:
+        time.sleep(BEAT)
+
+
+class Screen:
+    """stderr, on which nothing depends: that its disk is full, or its terminal gone, is no reason to end a sweep."""
+
+    def __init__(self) -> None:
+        self._file = sys.stderr
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _display(total: int) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("runs", total=len(jobs))
-        for job, outcome in _outcomes(jobs, workers):
-            progress.advance(task)
-            if isinstance(outcome, Result):
-                progress.console.print(f"{job.workdir}: {outcome.evaluation.accuracy:.2%}", highlight=False, soft_wrap=True)
-            else:
-                line = " ".join(f"{type(outcome).__name__}: {outcome}".split())[:300]
-                failed.append((job, line))
-                progress.console.print(f"{job.workdir}: failed, {line}", highlight=False, soft_wrap=True)
-    return failed
+    progress = Progress(*columns, console=Console(file=Screen()))
+    progress.add_task("runs", total=total)
+    return progress
 
 
-def _outcomes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Result | Exception]]:
-    context = multiprocessing.get_context("spawn")  # A forked process cannot use JAX that its parent has started.
-    cores = context.Queue()
-    available = sorted(os.sched_getaffinity(0))
-    for worker in range(workers):
-        cores.put(set(available[worker::workers]) or set(available))
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(cores,)) as pool:
-        futures = {pool.submit(execute, job): job for job in jobs}
-        for future in concurrent.futures.as_completed(futures):
-            error = future.exception()
-            yield futures[future], future.result() if error is None else error
-
-
-def _start_worker(cores: multiprocessing.Queue) -> None:
-    os.sched_setaffinity(0, cores.get())
-    parallel.enable_compilation_cache()
+def _show(progress: Progress, job: Job, outcome: Outcome) -> None:
+    """Says how a run ended, and moves the bar on if it did."""
+    if outcome.kind != "busy":
+        progress.advance(progress.task_ids[0])
+    words = {"done": "", "failed": "failed, ", "busy": "tried again at the end, ", "stopped": "stopped, "}[outcome.kind]
+    progress.console.print(f"{job.workdir}: {words}{outcome.text}", highlight=False, markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ import scipy.special
 
 from wdkd.errors import UsageError
 from wdkd.result import Result, read_result
+from wdkd.wording import shown
 
 METHODS = ("ce", "kd", "fitnet", "ab", "wdkd", "sobolev")
 """Order of the rows; other methods follow alphabetically."""
@@ -200,23 +201,37 @@ def mixed(results: Sequence[Result]) -> list[str]:
 
 
 def read_files(root: Path, paths: Sequence[Path], objection: Callable[[Path, Result], str | None]) -> tuple[Groups, Warnings]:
-    """Reads result files by (dataset, track), the first two directories below `root`; `objection` may reject one."""
+    """Reads result files by (dataset, track), the first two directories below `root`; `objection` may reject one.
+
+    Of the results, what no table shows is left out: there may be many.
+    """
     groups, warnings = {}, {}
     for path in paths:
         where = path.relative_to(root)
         try:
             result = read_result(path)
-            reason = objection(path, result)
-            if not 0 <= result.evaluation.accuracy <= 1:
-                reason = f"its accuracy is {result.evaluation.accuracy}, outside [0, 1]; run it again"
+            reason = f"it diverged: {result.reason}" if result.evaluation is None else objection(path, result)
         except UsageError as error:
-            reason = str(error).replace(str(path), str(where))
+            reason = str(error).replace(shown(path, 300), shown(where, 300))
         if reason is None:
-            groups.setdefault(where.parts[:2], []).append(result)
+            groups.setdefault(where.parts[:2], []).append(without_matrix(result))
         else:
-            warnings.setdefault(where.parts[:2], []).append(f"{where} is left out: {reason}")
+            warnings.setdefault(where.parts[:2], []).append(f"{shown(where, 300)} is left out: {reason}")
     if not groups:
         first = next((lines[0] for lines in warnings.values()), "")
         found = f"{len(paths)} result files, none usable ({first})" if paths else "no result files"
-        raise UsageError(f"{root} holds {found}; run launch/distill.py or launch/sweep.py, or give another --results DIR")
+        raise UsageError(f"{shown(root, 300)} holds {found}; run launch/distill.py or launch/sweep.py, or give another --results DIR")
     return groups, warnings
+
+
+def without_matrix(result: Result) -> Result:
+    """The result without what it has for every class."""
+    return dataclasses.replace(result, evaluation=dataclasses.replace(result.evaluation, per_class_accuracy=[], confusion=[]))
+
+
+def matching(root: Path, pattern: str) -> list[Path]:
+    """The paths below a directory that match. Raises UsageError where it cannot be listed."""
+    try:
+        return sorted(root.glob(pattern))
+    except OSError as error:
+        raise UsageError(f"{shown(error.filename or root, 300)} cannot be read: {error.strerror}; restore it or its permissions") from error

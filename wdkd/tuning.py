@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wdkd import figures, tables
 from wdkd.config import to_dict
+from wdkd.files import write_file
 from wdkd.result import Result
 from wdkd.tables import ABSENT, Report
 
@@ -26,9 +27,8 @@ def tuning_report(directory: str | os.PathLike = "results") -> Report:
     set. Left out and named too: files that cannot be read. Raises UsageError when nothing is left.
     """
     root = Path(directory) / "tuning"
-    groups, warnings = tables.read_files(
-        root, sorted(root.glob("*/*/**/*.json")), lambda path, result: objection(path.relative_to(root), result)
-    )
+    paths = tables.matching(root, "*/*/**/*.json")
+    groups, warnings = tables.read_files(root, paths, lambda path, result: objection(path.relative_to(root), result))
     shown, paths = [], []
     for (dataset, track), results in groups.items():
         rows = by_row(results)
@@ -36,7 +36,7 @@ def tuning_report(directory: str | os.PathLike = "results") -> Report:
         lines += tables.mixed(results) + doubts(rows)
         title = f"{dataset}, {track}: validation accuracy by epsilon, % (seeds)"
         base = root / dataset / track
-        paths.append(figures.write_file(f"{base}.md", markdown_report(title, f"{track}.png", rows, lines).encode()))
+        paths.append(write_file(f"{base}.md", markdown_report(title, f"{track}.png", rows, lines).encode()))
         paths.append(figures.save(radius_figure(f"{dataset}, track {track}", rows), f"{base}.png"))
         shown.append(tables.rich_table(title, radius_grid(rows)))
     return Report(shown, paths, [line for lines in warnings.values() for line in lines])
