@@ -189,7 +189,10 @@ def test_a_teacher_that_is_no_run_is_refused(refused, tmp_path):
         (lambda d: shutil.rmtree(d / "checkpoints" / "24" / "network"), "is of other parameters than the checkpoint of step 22"),
         (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
         (lambda d: (d / "config.json").write_text("[]"), "must be an object"),
-        (lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"width": 4', '"width": 8')), "no checkpoint verifies"),
+        (
+            lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"width": 4', '"width": 8')),
+            "no checkpoint verifies",
+        ),
         (lambda d: (d / "config.json").write_text((d / "config.json").read_text().replace('"width"', '"girth"')), "unknown field"),
         (lambda d: (d / "result.json").write_text("{}"), "lacks the field"),
     ],

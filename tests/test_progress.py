@@ -1,14 +1,17 @@
 """Metrics are looked at one call late, and every step's; the rate counts finished calls."""
 
 import math
+import struct
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from wdkd import progress
 from wdkd.config import TrainConfig
-from wdkd.errors import UsageError
-from wdkd.progress import Clock, Log, track
+from wdkd.errors import Diverged, UsageError
+from wdkd.progress import Clock, Events, Lines, Log, Recorder, track
 
 
 class Kept:
@@ -83,3 +86,100 @@ def test_tracking_gives_every_step_and_is_silent_where_asked(capsys):
     assert capsys.readouterr().err == ""
     assert list(track(range(2), title="numbers", total=2, show=True)) == [0, 1]
     assert "numbers" in capsys.readouterr().err
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"",
+        b'{"step": 6, "obj',
+        b"\xff\xfe\n",
+        b'{"step": true}\n[1]\n{}\n',
+        b"[" * 100_000 + b"\n",
+        b'{"step": 2}\n',
+        b'{"step": 9}\n' * 3,
+        b"\n\n",
+    ],
+)
+def test_a_file_of_lines_goes_on_after_a_step_whatever_is_in_it(rest, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    kept = b"".join(b'{"step": %d, "objective": 0.1}\n' % step for step in (1, 2, 3, 4))
+    path.write_bytes(kept + b'{"step": 5}\n' + rest)
+    lines = Lines(path, 4)
+    assert path.read_bytes() == kept, "to the byte"
+    lines.write(5, {"objective": 1.5})
+    lines.secure()
+    lines.close()
+    assert path.read_bytes() == kept + b'{"step": 5, "objective": 1.5}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_file_that_was_deleted_or_replaced_is_noticed(tmp_path):
+    """Its handle can still be written to, and all of that would be lost."""
+    path = tmp_path / "metrics.jsonl"
+    lines = Lines(path, 0)
+    path.unlink()
+    lines.write(1, {})
+    with pytest.raises(UsageError, match=f"cannot write {path}: No such file"):
+        lines.secure()
+    path.write_text("")
+    with pytest.raises(UsageError, match=f"{path} was replaced while this run was writing it"):
+        lines.secure()
+    lines.close()
+
+
+def test_tensorboard_reads_the_events_and_forgets_those_of_a_killed_call(tmp_path):
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        events = Events(tmp_path / "events", start)
+        for step in steps:
+            events.write(step, {"loss": step + start / 10})
+        events.close()
+    seen = []
+    for path in sorted((tmp_path / "events").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:  # A record: length, its checksum, the event, its checksum.
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            if event.HasField("session_log"):
+                seen.append(("start", event.step))
+            seen += [(value.tag, event.step, round(value.simple_value, 3)) for value in event.summary.value]
+    assert seen == [
+        ("start", 1), ("loss", 1, 1.0), ("loss", 2, 2.0), ("loss", 3, 3.0), ("start", 3), ("loss", 3, 3.2), ("loss", 4, 4.2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "events"])
+def test_a_file_that_cannot_be_written_is_named(file, tmp_path):
+    (tmp_path / file).mkdir() if file == "metrics.jsonl" else (tmp_path / file).write_text("")
+    with pytest.raises(UsageError, match=rf"cannot write .*{file}|{file} cannot be read: Is a directory"), ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(tmp_path, title="", start=0, steps=9, show=False))
+        recorder.log(1, {"objective": 1.0}, examples_per_second=1.0)
+
+
+def test_the_mean_objective_between_two_saves_leaves_skipped_steps_out():
+    recorder = Kept()
+    recorder.secure = lambda: None
+    log = Log(recorder, TrainConfig(steps=9, log_every=1), 0, max_skipped=2)
+    log.add(measured(1.0, 3.0))
+    assert log.secure() == 2.0
+    assert log.secure() is None
+    log.add(measured(5.0, math.nan) | {"skipped": Fetched([0, 1])})
+    assert log.secure() == 5.0
+    log.add(measured(1.0) | {"finite_parameters": Fetched([0])})
+    with pytest.raises(Diverged, match="a parameter is not finite at step 5") as caught:
+        log.flush()
+    assert caught.value.step == 5
+
+
+def test_the_wish_that_was_agreed_on_is_the_largest_of_the_call():
+    log = Log(Kept(), TrainConfig(steps=9), 0)
+    log.add(measured(1.0, 1.0, 1.0) | {"wish": Fetched([0, 2, 1])})
+    assert log.wish == 0, "it has not been looked at"
+    log.add(measured(1.0) | {"wish": Fetched([0])})
+    assert log.wish == 2
+    log.flush()
+    assert log.wish == 0
