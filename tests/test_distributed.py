@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from wdkd import command_line, parallel
-from wdkd.errors import UsageError
+from wdkd.errors import Interrupted, UsageError
 
 pytestmark = pytest.mark.timeout(300)
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -356,6 +356,67 @@ def test_a_run_of_which_one_process_is_killed_ends_with_one_line(victim, tmp_pat
     assert lines == [
         f"error: process {victim} of 2 has ended; this one stops too, and the same command on all of them goes on from the last checkpoint"
     ]
+
+
+class Lifeline:
+    """Stands for that of a process: knows whether all others stop, and who has ended. Remembers how long the news was waited for."""
+
+    def __init__(self, all_stop, ended):
+        self.all_stop, self.ended, self.waited, self.code = all_stop, ended, None, None
+
+    def goodbye(self, patience=None):
+        self.code = "goodbye"
+        return self.all_stop
+
+    def news(self, patience=0.0):
+        self.waited = patience
+        return self.ended
+
+    def leave(self, code):
+        self.code = code
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+GLOO = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+DEAD = "process 1 of 2 has ended"
+PARTINGS = {
+    "the end": (None, True, None, "goodbye"),
+    "a signal for all": (Interrupted("stopped"), True, None, "goodbye"),
+    "a signal for this one": (Interrupted("stopped"), False, None, 75),
+    "an error of its own": (UsageError("full"), True, None, 2),
+    "an error of its own and the news": (UsageError("full"), True, DEAD, 2),
+    "too little memory": (MemoryError(), True, None, 2),
+    "a bug": (KeyError("bug"), True, None, 1),
+    "a failed computation": (GLOO, True, None, 1),
+    "a failed computation and the news": (GLOO, True, DEAD, 2),
+    "a failed computation in other words": (caused(UsageError("cannot write"), caused(ValueError(), GLOO)), True, DEAD, 2),
+}
+"""(what comes out of the body, whether all others stop, who has ended, how the process parts)"""
+
+
+@pytest.mark.parametrize("name", PARTINGS)
+def test_how_a_process_parts_from_the_others(name, monkeypatch):
+    error, all_stop, ended, code = PARTINGS[name]
+    lifeline = Lifeline(all_stop, ended)
+    monkeypatch.setattr(parallel, "initialize", lambda *given: lifeline)
+    came_out = None
+    try:
+        with parallel.joined(None, None, None):
+            if error is not None:
+                raise error
+    except BaseException as exception:
+        came_out = exception
+    assert lifeline.code == code
+    if "computation" in name:
+        assert 1 < lifeline.waited < 30
+    if ended and "its own" not in name:
+        assert isinstance(came_out, UsageError) and str(came_out) == DEAD
+    else:
+        assert came_out is error
 
 
 # --- meeting -----------------------------------------------------------------------------------------------------------

@@ -53,13 +53,18 @@ def _part(lifeline: Lifeline, error: BaseException) -> None:
     """Ends this process's part of the run after an error. Raises UsageError if another process's end was the cause."""
     if isinstance(error, Interrupted) and lifeline.goodbye(PATIENCE):
         return
-    news = None
-    if not isinstance(error, (Interrupted, UsageError)):
-        news = lifeline.news(5 if isinstance(error, jax.errors.JaxRuntimeError) else 0)
-    is_told = news or isinstance(error, (UsageError, MemoryError))
-    lifeline.leave(getattr(error, "EXIT_CODE", 2 if is_told else 1))
+    failed = _is_from_jax(error)
+    # The news may come later than the failure that it explains.
+    news = None if isinstance(error, (Interrupted, UsageError)) and not failed else lifeline.news(5 if failed else 0)
+    on_one_line = news or isinstance(error, (UsageError, MemoryError))
+    lifeline.leave(getattr(error, "EXIT_CODE", 2 if on_one_line else 1))
     if news:
         raise UsageError(news) from error
+
+
+def _is_from_jax(error: BaseException | None) -> bool:
+    """Whether a failed computation is the error, or what led to it."""
+    return error is not None and (isinstance(error, jax.errors.JaxRuntimeError) or _is_from_jax(error.__cause__ or error.__context__))
 
 
 def initialize(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int = 60) -> Lifeline | None:

@@ -29,12 +29,12 @@ FAULTS: dict[Callable[[Ground, int], Tries], int] = {
     faults.deleted: 4,
     faults.two_writers: 4,
     faults.divergence: 7,
-    several.one_of_two_dies: 6,
-    several.one_of_two_is_asked_to_stop: 4,
+    several.one_of_two_dies: 4,
+    several.one_of_two_is_asked_to_stop: 3,
     several.sweep_is_hit: 6,
     several.sweeps_together: 2,
     faults.repeated: 7,
-    hostile.damaged_directories: 300,
+    hostile.damaged_directories: 250,
 }
 """How often each is tried."""
 
