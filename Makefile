@@ -40,7 +40,7 @@ tables-%: setup
 	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
 
 # Real runs, killed and damaged in every way, and the report of what came of it: most of an hour. Killed, it goes on where it was.
-faults: setup
+faults: $(TESTED)
 	$(BIN)/python tests/faults/report.py --out results/reliability.md
 
 test: lint

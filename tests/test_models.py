@@ -263,6 +263,9 @@ def test_halve_leaves_small_sides_alone(sides):
         ("wrn_16_0", "widening 0; it must be at least 1"),
         ("wrn_15_1", "depth 15; it must be 6n.4, as 22"),
         ("wrn_4_1", "depth 4; it must be 6n.4"),
+        ("resnet1202", "depth 1202; it must be at most 200"),
+        ("resnet٢٠", "did you mean 'resnet"),
+        ("wrn_16_999", "'wrn_16_999' of width 4 has about 10,563 million parameters; at most 500 million .*--model.width"),
     ],
 )
 def test_unknown_networks(name, text):

@@ -24,9 +24,10 @@ def require(condition: bool, name: str, value: Any, limit: str) -> None:
         raise UsageError(f"{name} is {shown(value)}; it must be {limit}")
 
 
-def require_count(name: str, value: int, *, least: int = 1, most: int = MOST, rather: str = "") -> None:
-    """A whole number from `least` to `most`; `rather` names what else it may be."""
-    require(least <= value <= most, name, value, f"between {least} and {most}" + (f", or {rather}" if rather else ""))
+def require_count(name: str, value: int, *, least: int = 1, most: int = MOST, rest: str = "") -> None:
+    """A whole number from `least` to `most`; `rest` is said after the limit: a unit, or what else it may be."""
+    require(value >= least, name, value, f"at least {least}{rest}")
+    require(value <= most, name, value, f"at most {most}{rest}")
 
 
 def require_number(name: str, value: float | None, most: float = sys.float_info.max) -> None:

@@ -36,7 +36,7 @@ class DataConfig:
         require_name("data.name", self.name)
         require_path("data.data_dir", self.data_dir)
         if self.n_per_class is not None:
-            require_count("data.n_per_class", self.n_per_class, rather="None for all images")
+            require_count("data.n_per_class", self.n_per_class, rest=", or None for all images")
         require_count("data.validation_size", self.validation_size, least=0)
         if self.evaluate_on == "validation":
             require(self.validation_size > 0, "data.validation_size", self.validation_size, "above 0 to evaluate on validation")
@@ -128,7 +128,7 @@ class AugmentConfig:
     def check(self) -> None:
         require_count("augment.padding", self.padding, least=0, most=1024)
         if self.views is not None:
-            require_count("augment.views", self.views, most=1000, rather="None for fresh views")
+            require_count("augment.views", self.views, most=1000, rest=", or None for fresh views")
         if self.name == "none":
             require(self.views in (None, 1), "augment.views", self.views, "1 or None with augment.name none, where an image has one view")
 
@@ -226,7 +226,7 @@ class CacheConfig:
     """Most MiB of memory for it on each device."""
 
     def check(self) -> None:
-        require_count("cache.budget", self.budget, most=2**20)
+        require_count("cache.budget", self.budget, most=2**20, rest=" MiB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +252,7 @@ class Config:
             if dataclasses.is_dataclass(part):
                 part.check()
         require_path("teacher", self.teacher)
-        require_count("seed", self.seed, least=0)
+        require(0 <= self.seed <= MOST, "seed", self.seed, f"between 0 and {MOST}")
         if self.model.norm == "batch" and max(self.method.radius, self.method.pretrain_epsilon) > 0:
             raise UsageError(
                 f"model.norm 'batch' mixes the examples of a batch, so epsilon {max(self.method.radius, self.method.pretrain_epsilon)} "

@@ -35,6 +35,7 @@ FAULTS: dict[Callable[[Ground, int], Tries], int] = {
     several.sweeps_together: 2,
     faults.repeated: 7,
     hostile.damaged_directories: 250,
+    hostile.generated: 1,
 }
 """How often each is tried."""
 
