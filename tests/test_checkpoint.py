@@ -195,6 +195,13 @@ def test_the_newest_step_that_verifies_is_found_and_the_others_are_named(tmp_pat
     assert found is None and list(passed_over) == [6, 5]
 
 
+def test_a_step_under_another_number_is_passed_over(tmp_path):
+    state = save(tmp_path / "c", 4, 5)
+    (tmp_path / "c" / "5").rename(tmp_path / "c" / "9")
+    (step, *_), passed_over = newest(tmp_path / "c", "state", lambda step: state)
+    assert step == 4 and passed_over[9].endswith("9 is passed over: it is of step 5")
+
+
 def test_a_step_set_aside_makes_room_and_is_kept(tmp_path):
     state = save(tmp_path / "c", 5, 6)
     cut(largest_file(tmp_path / "c" / "6" / "state"))

@@ -122,6 +122,8 @@ def test_what_is_inside_of_lists_and_dictionaries_has_its_type_too():
         ("names", {"\n" * 500: 1}, "config.names["),
         ("names", [], "config.names is []; it must be dict"),
         ("maybe", [["a" * 10**6]], "config.maybe[0] is ['aaaa"),
+        ("numbers", [1] * 10_001, "config.numbers has 10,001 elements; at most 10,000 are taken"),
+        ("names", {str(i): "" for i in range(10_001)}, "config.names has 10,001 elements; at most 10,000 are taken"),
     ):
         with pytest.raises(UsageError) as caught:
             from_dict(Collection, GOOD | {name: value})

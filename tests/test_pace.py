@@ -45,7 +45,9 @@ def test_the_clock_asks_for_one_whatever_the_steps(clock):
 def test_a_signal_stops_also_where_a_save_is_due(clock):
     one, interruption = make()
     interruption.requested = True
+    assert not interruption._acknowledged.is_set()
     assert [one.due(step, GO_ON) for step in (3, 10)] == [STOP, STOP]
+    assert interruption._acknowledged.is_set(), "saving may take its time"
 
 
 def test_several_processes_do_what_was_agreed_and_not_what_one_wants(clock):

@@ -55,6 +55,7 @@ def test_answers_are_not_held_back():
         for _ in range(100):
             for one, other in ((near, far), (far, near)):
                 one.sendall(b"a")
+                time.sleep(0.001)  # Else they are passed on as one.
                 one.sendall(b"b")
                 assert receive(other, 2) == b"ab"
         assert time.monotonic() - began < 4, "a delayed acknowledgement takes 0.04 s"

@@ -64,7 +64,7 @@ class Checkpoints:
         # Copies: on CPU an array's memory would be shared, and the next step, to which the state is donated, writes over it.
         trees = {"network": jax.tree.map(np.array, network), "state": {name: np.array(leaf) for name, leaf in flat(state).items()}}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        digest = ocp.args.JsonSave({name: tree_hash(tree) for name, tree in trees.items()} | {"facts": dict(facts)})
+        digest = ocp.args.JsonSave({name: tree_hash(tree) for name, tree in trees.items()} | {"step": step, "facts": dict(facts)})
         self._policy.scores[step] = _score(facts)
         _check_room(self.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(trees)))
         with one_line(self.directory):
@@ -240,6 +240,8 @@ def read_digest(step: Path) -> dict[str, Any]:
         raise Damaged("its digest is missing or cannot be read") from error
     if not isinstance(digest, dict) or not isinstance(digest.setdefault("facts", {}), dict):
         raise Damaged("its digest is not one")
+    if "step" in digest and digest["step"] != int(step.name):
+        raise Damaged(f"it is of step {str(digest['step']):.20}")
     return digest
 
 

@@ -1,6 +1,7 @@
 """Files as others may have left them: written whole or not at all, read only if they are regular and not too large."""
 
 import contextlib
+import gc
 import json
 import os
 import stat
@@ -105,7 +106,12 @@ def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:
 
 def parse_json(content: bytes | str) -> Any:
     """The value that JSON says. Raises ValueError for anything else, however deeply it is nested."""
+    collecting = gc.isenabled()
+    gc.disable()  # It would look at all of the value again and again while that grows, for many seconds where it is large.
     try:
         return json.loads(content)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    finally:
+        if collecting:
+            gc.enable()

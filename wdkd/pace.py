@@ -30,9 +30,12 @@ class Pace:
         return STOP if self._interruption.requested else SAVE if late else GO_ON
 
     def due(self, step: int, agreed: int) -> int:
-        """What is to be done after `step`, where the processes have agreed on `agreed`."""
+        """What is to be done after `step`, where the processes have agreed on `agreed`. The caller does it, however long it takes."""
         planned = SAVE if step % self._config.checkpoint_every == 0 or step == self._config.steps else GO_ON
-        return max(planned, agreed if self._several else self.wish())
+        due = max(planned, agreed if self._several else self.wish())
+        if due == STOP:
+            self._interruption.acknowledge()
+        return due
 
     def saved(self) -> None:
         """Starts the clock anew."""

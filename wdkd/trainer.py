@@ -219,10 +219,7 @@ class Trainer:
                     index += 1
                     plan, known = self.plan(index), self.what_is_known(index)
                     state = parallel.replicate(self.begin(index, plan, state.variables["student"], state.skipped))
-                due = pace.due(step, log.wish)
-                if due == STOP:
-                    interruption.acknowledge()
-                if due:
+                if due := pace.due(step, log.wish):
                     facts = {"stage": index, "objective": log.secure()} | circumstances()
                     checkpoints.save(step, network=state.evaluated, state=state, facts=facts)
                     pace.saved()

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 from wdkd.errors import UsageError, unknown
 from wdkd.wording import shown
 
+MOST = 10_000
+"""Elements of the longest list: there are as many as classes, at most."""
 EARLIER = "earlier"
 """Key of a field's metadata: what it was in files from before the field existed. Fields without it must be there."""
 
@@ -60,6 +62,8 @@ def _convert_many(hint: Any, values: Any, where: str) -> Any:
     kind, inner = get_origin(hint), get_args(hint)[-1]
     if type(values) is not kind:
         raise _wrong(where, values, kind.__name__)
+    if len(values) > MOST:
+        raise UsageError(f"{where} has {len(values):,} elements; at most {MOST:,} are taken")
     if kind is dict:
         return {key: convert(inner, value, f"{where}[{shown(key)!r}]") for key, value in values.items()}
     if all(type(value) is inner for value in values):  # Many numbers, as a rule.
