@@ -72,17 +72,15 @@ def stopped(ground: Ground, tries: Tries, number: int, moments: list[Moment], si
         send(process, draw.choice(signals))
         ended, errors = outcome(process)
         if signals != [signal.SIGKILL] and ended not in (0, -signal.SIGTERM, -signal.SIGINT):
-            late = time.monotonic() - began > 10
-            tries.unclear += late or ended != code or len(error_lines(errors)) != 1
-        tries.lost += (went_on_from(errors) < least) and has_started(errors)
+            tries.check_end((ended, errors), code=code)
+            if time.monotonic() - began > 10:
+                tries.unclear += 1
+                tries.evidence.append(f"{case}: it took {time.monotonic() - began:.1f} s")
+        tries.check_start(errors, least)
         least = max(least, complete, saved_at(errors))
-    tries.lost += went_on_from(finish(ground.start(case, directory))) < least and not was_finished(directory, least)
+    finished = was_finished(directory, least)
+    tries.check_start(finish(ground.start(case, directory)), 0 if finished else least)
     tries.different += not identical(directory, ground.undisturbed(case))
-
-
-def has_started(errors: str) -> bool:
-    """Whether a call has come to a step."""
-    return any(line.startswith("digits ") for line in errors.splitlines())
 
 
 def saved_at(errors: str) -> int:

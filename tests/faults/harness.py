@@ -32,7 +32,8 @@ CASES = {
     "kd, 2 devices": "--method.name kd --model.norm batch --augment.name flip_crop",
 }
 """What is run, by name; fitnet and ab change from their first to their second stage after 36 steps."""
-TIMES = ("wall_seconds", "examples_per_second")
+NOT_COMPARED = ("wall_seconds", "examples_per_second", "revision")
+"""What a result has measured of time, and the commit of the code, which may be another one when `make faults` goes on."""
 LIMIT = 300
 """Seconds that a process may take on a busy machine before it counts as hanging."""
 
@@ -52,6 +53,12 @@ class Tries:
     remark: str = ""
     evidence: list[str] = dataclasses.field(default_factory=list)
     """What was said where it was not what it should have been."""
+
+    def check_start(self, errors: str, least: int) -> None:
+        """Counts something as lost if a call that came to a step did not go on from step `least` or a later one."""
+        if went_on_from(errors) < least and any(line.startswith("digits ") for line in errors.splitlines()):
+            self.lost += 1
+            self.evidence.append(f"not from step {least}: {errors[-2000:]}")
 
     def check_end(self, ended: tuple[int, str], code: int) -> None:
         """Counts an end as unclear that has another exit code, or says something else than one line, or more."""
@@ -138,7 +145,7 @@ def identical(directory: Path, undisturbed: Path) -> bool:
         digest = json.loads((path / "checkpoints" / str(STEPS) / "digest" / "metadata").read_text())
         digests.append((digest["network"], digest["state"]))
         result = json.loads((path / "result.json").read_text())
-        results.append({name: value for name, value in result.items() if name not in TIMES})
+        results.append({name: value for name, value in result.items() if name not in NOT_COMPARED})
     return digests[0] == digests[1] and results[0] == results[1]
 
 

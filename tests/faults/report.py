@@ -93,8 +93,8 @@ Something happens to them, the same command is given again, and the end is compa
 {chr(10).join(rows)}
 
 - *Lost nothing*: the run went on from the newest checkpoint that was complete and intact.
-- *Ended bit-identical*: parameters, optimiser state, metrics.jsonl, subset.json and result.json (but for its two measured times) are
-  those of the undisturbed run.
+- *Ended bit-identical*: parameters, optimiser state, metrics.jsonl, subset.json and result.json (but for its two measured times and
+  the commit of the code) are those of the undisturbed run.
 - *Said so clearly*: the expected exit code, and one line on stderr beside progress and notes; no traceback.
 
 ## What saving costs

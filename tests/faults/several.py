@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from faults import side_by_side
-from harness import STEPS, TIMES, Ground, Tries, error_lines, finish, has_trained, identical, launch, newest_step, outcome, wait_for
+from harness import NOT_COMPARED, STEPS, Ground, Tries, error_lines, finish, has_trained, identical, launch, newest_step, outcome, wait_for
 
 CASE = "kd, 2 devices"
 
@@ -96,7 +96,7 @@ def results(folder: Path) -> dict[str, dict]:
     """What a sweep published, without the times."""
     paths = sorted((folder / "results").rglob("seed*.json"))
     read = {str(path.relative_to(folder)): json.loads(path.read_text()) for path in paths}
-    return {name: {key: value for key, value in result.items() if key not in TIMES} for name, result in read.items()}
+    return {name: {key: value for key, value in result.items() if key not in NOT_COMPARED} for name, result in read.items()}
 
 
 def metrics(folder: Path) -> dict[str, bytes]:
