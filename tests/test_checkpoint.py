@@ -61,7 +61,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, averaged, name):
     assert (restored.average is None) is not averaged
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {np.dtype("int32"), np.dtype("float32")}
     assert bits(restored) == bits(state)
-    step, network = read_network(tmp_path / "c", state.evaluated)
+    step, network, _ = read_network(tmp_path / "c", state.evaluated)
     assert step == 7 and bits(network) == bits(state.average if averaged else state.variables["student"])
 
 
@@ -223,18 +223,16 @@ def test_a_step_killed_while_it_was_written_is_passed_over_and_removed(tmp_path)
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["5", "7"]
 
 
-def test_a_network_is_read_from_the_newest_step_that_verifies(tmp_path, capsys):
+def test_a_network_is_read_from_the_newest_step_that_verifies(tmp_path):
     state = save(tmp_path / "c", 5, 6)
     assert read_network(tmp_path / "c", state.evaluated)[0] == 6
     cut(largest_file(tmp_path / "c" / "6" / "network"))
-    step, network = read_network(tmp_path / "c", state.evaluated)
+    step, network, (reason,) = read_network(tmp_path / "c", state.evaluated)
     assert step == 5 and bits(network) == bits(state.evaluated)
-    said = capsys.readouterr().err
-    assert said.startswith(f"note: checkpoint {tmp_path / 'c' / '6'} is passed over: ") and said.count("\n") == 1
+    assert reason.startswith(f"checkpoint {tmp_path / 'c' / '6'} is passed over: ")
     cut(largest_file(tmp_path / "c" / "5" / "network"))
     with pytest.raises(UsageError, match=r"no checkpoint verifies; restore one from a copy, or train again: .*/6 is passed over: "):
         read_network(tmp_path / "c", state.evaluated)
-    assert capsys.readouterr().err == ""
 
 
 # --- crafted ------------------------------------------------------------------------------------------------------------

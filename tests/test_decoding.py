@@ -174,9 +174,9 @@ def test_records_that_are_no_examples_are_refused(folder, record):
 # --- files --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_that_unpacks_to_a_gigabyte_is_refused(folder):
+def test_a_record_that_unpacks_to_half_a_gigabyte_is_refused(folder):
     """Its file has a few kilobytes; this process never has what is in it."""
-    write(folder, [bytes(2**30)] + [b""] * 8)
+    write(folder, [bytes(2**29)] + [b""] * 8)
     assert shard(folder).stat().st_size < 2**20
     with peak_below(300):
         text = refused(folder)
@@ -231,9 +231,9 @@ def test_a_process_that_misbehaves_is_ended_and_told_of(monkeypatch, tmp_path, n
     monkeypatch.chdir(tmp_path)
     found, start = [], time.monotonic()
     with pytest.raises(ValueError, match=text):
-        for content in isolation.answers(str(script.with_suffix("")), b"asked", silence=1):
+        for content in isolation.answers(str(script.with_suffix("")), b"asked", silence=1 if name == "hangs" else 30):
             found.append(content)
-    assert found == [b"asked"] and time.monotonic() - start < 10
+    assert found == [b"asked"] and time.monotonic() - start < 20
     assert sum(path.stat().st_size for path in tmp_path.glob("written")) == 0
 
 

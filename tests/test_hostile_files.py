@@ -113,7 +113,7 @@ def test_the_config_and_the_subset_of_a_run(begun, data):
 RESULT = to_dict(make_result(evaluation=make_evaluation(0.8, classes=3, count=300)))
 
 
-@cases(150)
+@cases(100)
 @given(hostile_json(RESULT))
 def test_results(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("results")
@@ -247,7 +247,7 @@ def test_the_cache_of_arrays(prepared, tmp_path_factory, data):
     shutil.rmtree(parent)
 
 
-@cases(60)
+@cases(40)
 @given(st.data())
 def test_prepared_sets(prepared, tmp_path_factory, data):
     """They are read, or refused in a line."""

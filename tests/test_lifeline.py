@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 import signal
 import socket
@@ -42,9 +43,9 @@ for task in sys.stdin:
 class Process:
     """One process, which has come to the others as soon as `joined`."""
 
-    def __init__(self, process_id, processes, port):
+    def __init__(self, process_id, processes, port, stderr=subprocess.PIPE):
         command = [sys.executable, "-c", PROCESS, *map(str, (process_id, processes, port))]
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
         self.process = subprocess.Popen(command, text=True, **pipes)
 
     def joined(self):
@@ -76,11 +77,11 @@ def free_port():
 
 @pytest.fixture
 def start():
-    """A function that starts the process of a number, of how many, at a port. They do not outlive the test."""
+    """A function that starts the process of a number, of how many, at a port, with a stderr. They do not outlive the test."""
     with contextlib.ExitStack() as processes:
 
-        def start(process_id, count, port):
-            one = Process(process_id, count, port)
+        def start(*given):
+            one = Process(*given)
             processes.callback(one.process.wait)
             processes.callback(one.process.kill)
             return one
@@ -163,6 +164,29 @@ def test_errors_of_their_own_come_before_the_news(order, run):
         time.sleep(0.1)
     for index, one in enumerate(together):
         assert one.end() == (2, f"error: {index} found the same option wrong\n")
+
+
+def test_an_error_that_comes_too_late_is_not_a_second_line(run):
+    zero, one = run(2)
+    one.do("say = lifeline._say; lifeline._say = lambda text: (time.sleep(1), say(text))")
+    one.do(f"line.news(20); time.sleep({GRACE + 0.5}); line.leave(2); sys.exit('error: the disk is full')")
+    zero.process.kill()
+    assert one.end() == ended(0, 2)
+
+
+def test_a_terminal_gets_its_cursor_back_and_the_line_below_the_bar(start):
+    port = free_port()
+    terminal, stderr = os.openpty()
+    zero, one = start(0, 2, port), start(1, 2, port, stderr)
+    one.do("print('\\033[?25l a bar', end='', file=sys.stderr, flush=True)")
+    for process in (zero, one):
+        process.joined()
+    one.done()
+    zero.process.kill()
+    assert one.process.wait(SOON) == 2
+    code, text = ended(0, 2)
+    bar, line = os.read(terminal, 9999).decode().replace("\r", "").split("\n", 1)
+    assert (bar, line) == ("\033[?25l a bar", f"\033[?25h{text}")
 
 
 def test_a_computation_that_failed_is_told_why(run):

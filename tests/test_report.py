@@ -219,6 +219,7 @@ HOSTILE = {
     "a link to itself": lambda path: (path.unlink(), path.symlink_to(path.name)),
     "huge": lambda path: os.truncate(path, 2**40),
     "deep": lambda path: path.write_text('{"config":' * 10**5),
+    "many rows": lambda path: path.write_text(path.read_text().replace('"confusion": [', '"confusion": [' + "[]," * 4_000_000)),
     "bytes": lambda path: path.write_bytes(bytes(range(256))),
     "a path": lambda path: change(path, dataset="../../../outside"),
     "an absolute path": lambda path: change(path, track="/tmp"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from wdkd import train, trainer
 from wdkd.errors import Busy, UsageError
 from wdkd.lock import locked
 from wdkd.result import read_result
-from wdkd.run_directory import read_teacher
+from wdkd.run_directory import read_run, read_teacher
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -205,9 +206,10 @@ def test_a_teacher_of_other_parameters_than_its_result_is_refused(teacher_run, t
     damage(teacher / "checkpoints" / "24" / "network")
     with pytest.raises(UsageError, match="teacher: .*/result.json is of other parameters than the checkpoint of step 22, the newest that"):
         read_teacher(teacher)
-    assert "checkpoints/24 is passed over" in capsys.readouterr().err
+    assert capsys.readouterr().err == "", "one line"
     (teacher / "result.json").unlink()
     assert read_teacher(teacher).accuracy is None, "an unfinished run teaches with its newest checkpoint"
+    assert "checkpoints/24 is passed over" in capsys.readouterr().err
 
 
 def test_links_below_a_run_are_refused(finished_run, teacher_run, tmp_path):
@@ -236,3 +238,24 @@ def test_a_second_writer_is_told_who_the_first_is(finished_run, teacher_run, tmp
     with locked(directory), pytest.raises(Busy, match=rf"{directory} is being written by process {os.getpid()} on .* since 20.*; wait"):
         train.run(method_config("kd", teacher_run[0]), directory, show_progress=False)
     assert files(directory) == before | {".lock": b""}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("image_shape", [8, 8], "height, width and channels"),
+        ("image_shape", [10**9, 8, 1], "at most 4096 pixels wide and high"),
+        ("image_shape", [8, 8, 7], "1 or 3 channels"),
+        ("class_names", [], "number of classes is 0"),
+        ("class_names", ["x"] * 3000, "number of classes is 3000; it must be between 1 and 2000"),
+        ("mean", [0.5, 0.5], "mean is [0.5, 0.5]; it must be one number for each channel"),
+        ("std", [0.0], "std is [0.0]; it must be between 1e-09 and 1"),
+    ],
+)
+def test_an_absurd_input_of_a_network_is_refused(name, value, words, finished_run, tmp_path):
+    stored = json.loads((finished_run("ce")[0] / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"input": stored["input"] | {name: value}}))
+    with pytest.raises(UsageError, match=re.escape(words)):
+        read_run(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert read_run(tmp_path).input.image_shape == [8, 8, 1]

@@ -15,7 +15,6 @@ import orbax.checkpoint as ocp
 from wdkd.errors import UsageError
 from wdkd.files import read_json
 from wdkd.noise import quieten
-from wdkd.notes import note
 
 KEEP = 2
 MIB = 2**20
@@ -173,8 +172,8 @@ def newest(directory: Path, item: str, like: Callable[[int], Any]) -> tuple[Foun
     return None, passed_over
 
 
-def read_network(directory: Path, like: Any) -> tuple[int, Any]:
-    """(step, evaluated variables) of the newest checkpoint below a run's `checkpoints/` that verifies; says which are passed over.
+def read_network(directory: Path, like: Any) -> tuple[int, Any, tuple[str, ...]]:
+    """(step, evaluated variables) of the newest checkpoint below a run's `checkpoints/` that verifies, and why newer ones do not.
 
     Raises:
       UsageError: if there is none.
@@ -186,9 +185,7 @@ def read_network(directory: Path, like: Any) -> tuple[int, Any]:
         raise UsageError(f"{directory} holds no complete checkpoint; let the run reach its first one")
     if found is None:
         raise UsageError(f"no checkpoint verifies; restore one from a copy, or train again: {next(iter(passed_over.values()))}")
-    for reason in passed_over.values():
-        note(reason)
-    return found[:2]
+    return *found[:2], tuple(passed_over.values())
 
 
 def restore(step: Path, item: str, like: Any) -> tuple[Any, dict[str, Any]]:

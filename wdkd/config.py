@@ -315,5 +315,5 @@ def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
         if dataclasses.is_dataclass(x):
             found += differences(x, y, f"{prefix}{field.name}.")
         elif x != y and not (x != x and y != y):
-            found.append(f"{prefix}{field.name}: {shown(x)}, {shown(y)}")
+            found.append(f"{prefix}{field.name}: {shown(x, 300)}, {shown(y, 300)}")
     return found

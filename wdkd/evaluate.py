@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from wdkd.batches import evaluation_batches
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.models import parameter_count
+from wdkd.notes import note
 from wdkd.result import Evaluation, Result
 from wdkd.run_directory import Run, read_run, read_teacher, read_trained
 from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step
@@ -120,6 +120,8 @@ def evaluate_checkpoint(
     config = dataclasses.replace(stored, evaluate_on=split or stored.evaluate_on, data_dir=data_dir or stored.data_dir)
     config.check()
     trained = read_trained(directory)
+    for reason in trained.passed_over:
+        note(reason)
     data = few_shot_split(load_dataset(config), config, run.config.seed)
     if list(data.image_shape) != run.input.image_shape or list(data.class_names) != run.input.class_names:
         raise UsageError(f"{directory} was trained on other images or classes than {data.name} has; restore that data set")
@@ -138,6 +140,6 @@ def _find_teacher(given: str | None, stored: str | None) -> Teacher | None:
     if stored is None:
         return None
     if not Path(stored).is_dir():
-        print(f"note: the teacher is no longer at {stored}, so agreement is not measured; give --teacher", file=sys.stderr)
+        note(f"the teacher is no longer at {stored}, so agreement is not measured; give --teacher")
         return None
     return read_teacher(stored)

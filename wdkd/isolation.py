@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-MEMORY = 3 * 2**29
-"""Bytes that the process may take; array_record's 64 threads have stacks of a third of it."""
+MEMORY = 2**30
+"""Bytes that the process may take, besides its threads' stacks."""
+THREADS = 64
+"""Of array_record."""
 SILENCE = 30.0
 """Seconds between two messages, after which the process is taken to hang."""
 LARGEST = 2**28
@@ -34,7 +36,7 @@ def answers(script: str, question: bytes, silence: float = SILENCE) -> Iterator[
     path = Path(__file__).with_name("isolated") / f"{script}.py"
     # -P: beside this file are modules with the names of other people's.
     command = [sys.executable, "-P", __file__, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             _ask(process, question)
             yield from _messages(process, silence)
@@ -96,7 +98,9 @@ def _death(code: int) -> str:
 
 def serve(script: str) -> None:
     """Runs a script's `answer` on what comes from stdin, and writes what it yields to stdout."""
-    for kind, most in ((resource.RLIMIT_DATA, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    memory = MEMORY + THREADS * (2**23 if stack == resource.RLIM_INFINITY else stack)
+    for kind, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who asked ends this one.

@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import socket
-import sys
 import threading
 from collections.abc import Mapping
 
@@ -66,8 +65,6 @@ class Lifeline:
         for connection in self._connections.values():
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
         atexit.register(os._exit, code)
         watchdog = threading.Timer(LEAVING, os._exit, (code,))
         watchdog.daemon = True

@@ -68,7 +68,9 @@ def _is_from_jax(error: BaseException | None) -> bool:
 
 
 def initialize(coordinator: str | None, processes: int | None, process_id: int | None, timeout: int = 60) -> Lifeline | None:
-    """Joins the processes of a run, before anything is computed. Returns what tells them of each other's end, None where JAX does.
+    """Joins the processes of a run, before anything is computed.
+
+    Returns what tells them of each other's end; None for a process alone, and on TPU pods, where JAX looks after that.
 
     What is not given is as srun, mpirun or a TPU pod say, where they started this process. Without them it is the only one.
 

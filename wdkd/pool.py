@@ -72,7 +72,8 @@ class Pool:
 
     def _start(self, waiting: collections.deque[tuple[int, Any]]) -> Iterator[tuple[int, Outcome]]:
         """Starts processes for the jobs that wait. A job fails when that has failed for every worker: else it can wait for another."""
-        absent = [worker for worker in self._workers if worker.is_absent]
+        # The one refused longest ago first, so that every worker has its turn.
+        absent = sorted((worker for worker in self._workers if worker.is_absent), key=lambda worker: worker.not_before)
         starting = sum(worker.is_starting for worker in self._workers)
         for worker in absent[: max(len(waiting) - starting, 0)]:
             worker.start()
@@ -96,14 +97,16 @@ class Worker:
         """Of the job it is at; None: it has none."""
         self.refusal = ""
         """Why the last try to start a process came to nothing, if it did."""
+        self.not_before = 0.0
+        """When to try again."""
         self._function, self._cores = function, cores
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._ready, self._not_before = False, 0.0
+        self._ready = False
 
     @property
     def is_absent(self) -> bool:
         """Whether it has no process, and should have one if there is work."""
-        return self._process is None and time.monotonic() >= self._not_before
+        return self._process is None and time.monotonic() >= self.not_before
 
     @property
     def is_starting(self) -> bool:
@@ -136,7 +139,7 @@ class Worker:
         self._process, self._ready, self.refusal = process, False, ""
 
     def _refuse(self, why: str) -> None:
-        self.refusal, self._not_before = why, time.monotonic() + RESTART
+        self.refusal, self.not_before = why, time.monotonic() + RESTART
 
     def give(self, position: int, job: Any) -> None:
         """Begins a job."""

@@ -15,15 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from wdkd import checkpoint, lock, parallel
+from wdkd.checks import require
 from wdkd.config import EARLIER, Config, differences, from_dict, to_dict
 from wdkd.data import Split
 from wdkd.errors import UsageError
 from wdkd.files import read_json, write_json
 from wdkd.folding import fold
 from wdkd.models import check_image_shape, create_model, initialize
+from wdkd.notes import note
+from wdkd.prepared import MAX_CLASSES
 from wdkd.result import read_result
 from wdkd.teacher import Teacher, inference
 
+MAX_CONFIG = 2**20
+"""Bytes of the largest config.json that is read."""
+MAX_SIDE = 4096
+"""Pixels on the longest side of an image that a network is rebuilt for."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
@@ -35,6 +42,16 @@ class Input:
     image_shape: list[int]
     mean: list[float]
     std: list[float]
+
+    def check(self) -> None:
+        """Raises UsageError for what no data set has."""
+        require(len(self.image_shape) == 3, "image_shape", self.image_shape, "height, width and channels")
+        check_image_shape(self.image_shape)
+        require(max(self.image_shape) <= MAX_SIDE, "image_shape", self.image_shape, f"at most {MAX_SIDE} pixels wide and high")
+        require(1 <= len(self.class_names) <= MAX_CLASSES, "number of classes", len(self.class_names), f"between 1 and {MAX_CLASSES}")
+        for name, values, least in (("mean", self.mean, 0.0), ("std", self.std, 1e-9)):
+            require(len(values) == self.image_shape[2], name, values, "one number for each channel")
+            require(all(least <= value <= 1 for value in values), name, values, f"between {least:g} and 1")
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -164,10 +181,10 @@ def read_run(directory: str | os.PathLike) -> Run:
         raise UsageError(f"{directory} is not a directory; give the directory of a run")
     if not path.exists():
         raise UsageError(f"{directory} holds no run (no config.json); give a directory that launch/train_teacher.py or distill.py wrote")
-    run = from_dict(Run, read_json(path), where=str(path))
+    run = from_dict(Run, read_json(path, MAX_CONFIG), where=str(path))
     try:
         run.config.check()
-        check_image_shape(run.input.image_shape)
+        run.input.check()
     except (UsageError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     return run
@@ -185,6 +202,8 @@ class Trained:
     variables: Any
     step: int
     hash: str
+    passed_over: tuple[str, ...] = ()
+    """Why checkpoints that are newer were not taken."""
 
 
 def read_trained(directory: str | os.PathLike) -> Trained:
@@ -192,8 +211,8 @@ def read_trained(directory: str | os.PathLike) -> Trained:
     run = read_run(directory)
     model = build_model(run.config, run.input)
     like = jax.eval_shape(lambda key: initialize(model, key, run.input.image_shape), jax.random.key(0))
-    step, variables = checkpoint.read_network(Path(directory) / "checkpoints", like)
-    return Trained(run, model, variables | {"input": run.input.arrays}, step, checkpoint.tree_hash(variables))
+    step, variables, passed_over = checkpoint.read_network(Path(directory) / "checkpoints", like)
+    return Trained(run, model, variables | {"input": run.input.arrays}, step, checkpoint.tree_hash(variables), passed_over)
 
 
 def build_model(config: Config, given: Input, **options: Any) -> nn.Module:
@@ -214,12 +233,15 @@ def read_teacher(directory: str | os.PathLike) -> Teacher:
         if result is not None and result.status == "diverged":
             raise UsageError(f"{directory} has diverged: {result.reason}; train another")
         if result is not None and result.parameter_hash != trained.hash:
+            why = "".join(f" ({reason})" for reason in trained.passed_over[:1])
             raise UsageError(
-                f"{finished} is of other parameters than the checkpoint of step {trained.step}, the newest that verifies; "
-                "restore the last one, or delete result.json and give the command that trained it again"
+                f"{finished} is of other parameters than the checkpoint of step {trained.step}, the newest that verifies; restore the last "
+                f"one, or delete result.json and give the command that trained it again{why}"
             )
     except UsageError as error:
         raise UsageError(f"teacher: {error}") from error
+    for reason in trained.passed_over:
+        note(reason)
     model, variables = fold(trained.model, trained.variables, tuple(trained.run.input.image_shape))
     return Teacher(
         apply=inference(model),
