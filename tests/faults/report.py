@@ -34,7 +34,7 @@ FAULTS: dict[Callable[[Ground, int], Tries], int] = {
     several.sweep_is_hit: 6,
     several.sweeps_together: 2,
     faults.repeated: 7,
-    hostile.damaged_directories: 250,
+    hostile.damaged_directories: 100,
     hostile.generated: 1,
 }
 """How often each is tried."""
