@@ -18,7 +18,7 @@ from wdkd.steps import Data
 from wdkd.train import measure_input
 from wdkd.trainer import AUGMENTATION, Trainer, padded
 
-STEPS, EVERY_SECONDS, ROUNDS = 300, 2.0, 7
+STEPS, EVERY_SECONDS, ROUNDS = 400, 0.5, 9
 
 
 def measure(teacher_directory: Path) -> dict[str, float]:

@@ -83,7 +83,7 @@ def report(seen: list[Tries], cost: dict[str, float], machine: str) -> str:
     return f"""# Reliability
 
 Written by `make faults` from what it saw; nothing is typed by hand. Real processes of `launch/distill.py` train a student of the
-embedded digits for {STEPS} steps, with a checkpoint every 9 steps and every 0.7 seconds, in turn as: {", ".join(CASES)}.
+embedded digits for {STEPS} steps, with a checkpoint every 9 steps and every 0.7 seconds, in turn as: {"; ".join(CASES)}.
 Something happens to them, the same command is given again, and the end is compared with that of a run to which nothing happened.
 
 {machine}. {kills} kills at random points.
