@@ -16,7 +16,7 @@ import pytest
 from wdkd import pool
 from wdkd.errors import Busy, Diverged, UsageError
 from wdkd.interruption import GRACE, Interruption
-from wdkd.pool import Outcome, Pool, ending
+from wdkd.pool import Outcome, Pool, ending, shares
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -208,6 +208,15 @@ def test_a_process_that_dies_before_it_is_ready_is_not_given_a_job():
     with Interruption() as interruption, Pool(Broken(), 1, interruption) as started:
         outcomes = list(started.run(["job"]))
     assert outcomes == [(0, Outcome("failed", "no process could be started for this run: it ended with code 3"))]
+
+
+@pytest.mark.parametrize(("count", "workers"), [(8, 1), (8, 2), (7, 2), (3, 3), (5, 4), (2, 5)])
+def test_shares_are_of_one_size_and_apart_where_there_are_enough(count, workers):
+    """A run must not depend on the worker that takes it."""
+    found = shares(range(10, 10 + count), workers)
+    assert len(found) == workers and {len(share) for share in found} == {max(count // workers, 1)}
+    assert set().union(*found) <= set(range(10, 10 + count))
+    assert len(set().union(*found)) == min(workers, count) * max(count // workers, 1)
 
 
 def test_endings_in_words():

@@ -38,8 +38,7 @@ class Pool:
     """Up to `workers` processes that call function(job, interruption), each on its own share of the cores. A context."""
 
     def __init__(self, function: Function, workers: int, interruption: Interruption) -> None:
-        cores = sorted(os.sched_getaffinity(0))
-        self._workers = [Worker(function, set(cores[index::workers]) or set(cores)) for index in range(workers)]
+        self._workers = [Worker(function, cores) for cores in shares(sorted(os.sched_getaffinity(0)), workers)]
         self._interruption = interruption
 
     def __enter__(self) -> "Pool":
@@ -87,6 +86,12 @@ class Pool:
             self._interruption.acknowledge()  # Workers keep to the time limit themselves, and may be saving for longer.
         for worker in self._workers:
             worker.let_go()
+
+
+def shares(cores: Sequence[int], workers: int) -> list[set[int]]:
+    """The cores of each worker. All get as many, if need be by leaving some idle: the number decides the last bits of what XLA computes."""
+    size = max(len(cores) // workers, 1)
+    return [set(cores[index % len(cores) :: workers][:size]) for index in range(workers)]
 
 
 class Worker:

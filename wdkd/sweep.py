@@ -108,7 +108,8 @@ def _execute_in_worker(job: Job, interruption: Interruption) -> str:
 def run_sweep(jobs: Sequence[Job], workers: int) -> list[tuple[Job, str]]:
     """Runs all jobs, `workers` at a time, each worker on its own share of the cores, and shows how far they are.
 
-    A job that fails, or whose process dies, does not stop the others. Several sweeps may share their jobs.
+    A job that fails, or whose process dies, does not stop the others. Several sweeps may share their jobs. On a CPU, the number of
+    cores in a share decides the last bits of the results, so they are those of another sweep with as many workers.
 
     Returns:
       The jobs that are not complete, with one line each.
