@@ -2,6 +2,7 @@
 
 import math
 import struct
+import time
 from contextlib import ExitStack
 
 import numpy as np
@@ -11,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from wdkd import progress
 from wdkd.config import TrainConfig
 from wdkd.errors import Diverged, UsageError
-from wdkd.progress import Clock, Events, Lines, Log, Recorder, track
+from wdkd.progress import Clock, Events, Lines, Log, Recorder, read_lines, track
 
 
 class Kept:
@@ -183,3 +184,11 @@ def test_the_wish_that_was_agreed_on_is_the_largest_of_the_call():
     assert log.wish == 2
     log.flush()
     assert log.wish == 0
+
+
+def test_reading_many_lines_takes_as_long_for_each_as_reading_few(tmp_path):
+    """40,000 lines took 13 s while every line was compared with all before it; now a tenth of a second."""
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(b'{"step": %d}\n' % step for step in range(1, 40_001)))
+    began = time.process_time()
+    assert len(read_lines(tmp_path / "metrics.jsonl", 40_000)) == 40_000
+    assert time.process_time() - began < 4

@@ -170,12 +170,14 @@ def read_lines(path: Path, last: int) -> list[tuple[int, bytes]]:
         content = read_file(path, MAX_METRICS)
     except FileNotFoundError:
         return []
-    steps: dict[int, bytes] = {}
+    kept: list[tuple[int, bytes]] = []
+    before = 0
     for line in content.splitlines(keepends=True):
         step = _step(line)
-        if step is not None and step <= last and line.endswith(b"\n") and step > max(steps, default=0):
-            steps[step] = line
-    return list(steps.items())
+        if step is not None and before < step <= last and line.endswith(b"\n"):
+            kept.append((step, line))
+            before = step
+    return kept
 
 
 def _step(line: bytes) -> int | None:
