@@ -222,6 +222,15 @@ def test_links_below_a_run_are_refused(finished_run, teacher_run, tmp_path):
     assert files(tmp_path / "elsewhere") == before
 
 
+def test_a_link_in_the_place_of_a_step_is_refused(finished_run, teacher_run, tmp_path):
+    """Orbax takes it for a step that is there already, so that nothing would be saved at that step."""
+    directory = copy_of(finished_run("kd")[0], tmp_path / "run", "result.json")
+    (directory / "checkpoints" / "6").rename(tmp_path / "elsewhere")
+    (directory / "checkpoints" / "6").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="checkpoints/6 is a link; put what it points to in its place"):
+        train.run(method_config("kd", teacher_run[0]), directory, show_progress=False)
+
+
 def test_what_a_run_killed_at_its_start_left_does_not_stop_it(finished_run, teacher_run, tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()

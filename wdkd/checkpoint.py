@@ -36,7 +36,8 @@ class Checkpoints:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
         if jax.process_index() == 0:
-            remove_unfinished(self.directory)
+            for path in unfinished_saves(self.directory):  # Of a call that was cut off; orbax skips it, but it would fill the disk.
+                shutil.rmtree(path, ignore_errors=True)
         self._policy = NewestAndBest({step: score(self.directory / str(step)) for step in saved_steps(self.directory)})
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
         with one_line(self.directory):
@@ -125,11 +126,9 @@ def one_line(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Removes what saves that were cut off have left; orbax skips it, but it would fill the disk."""
-    if directory.is_dir():
-        for path in directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
+def unfinished_saves(directory: Path) -> list[Path]:
+    """What a save that is at work, or was cut off, has below a `checkpoints/` directory."""
+    return sorted(directory.glob("*.orbax-checkpoint-tmp*"))
 
 
 def set_aside(directory: Path, step: int) -> None:

@@ -265,6 +265,11 @@ def initialize(model: nn.Module, key: jax.Array, image_shape: Sequence[int]) -> 
     return _compiled_init(model)(key, jnp.zeros((1, *image_shape), jnp.float32))
 
 
+def variable_shapes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Any]:
+    """What `initialize` gives, as shape structs, without computing anything."""
+    return jax.eval_shape(lambda key: initialize(model, key, image_shape), jax.random.key(0))
+
+
 @functools.lru_cache(maxsize=64)
 def _compiled_init(model: nn.Module) -> Callable[..., dict[str, Any]]:
     return jax.jit(model.init)

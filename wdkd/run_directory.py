@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +20,7 @@ from wdkd.data import Split
 from wdkd.errors import UsageError
 from wdkd.files import read_json, write_json
 from wdkd.folding import fold
-from wdkd.models import check_image_shape, create_model, initialize
+from wdkd.models import check_image_shape, create_model, variable_shapes
 from wdkd.notes import note
 from wdkd.prepared import MAX_CLASSES
 from wdkd.result import read_result
@@ -106,7 +105,7 @@ def check_workdir(workdir: str | os.PathLike, config: Config) -> Path:
     if "config.json" in names:
         if changed := differences(read_run(directory).config, config):
             raise UsageError(f"{directory} holds another run ({'; '.join(changed[:4])}, stored and given); give another --workdir")
-        _refuse_links(found)
+        _refuse_links([*found, *(directory / "checkpoints").glob("*")])
     # Only the process that writes looks: to the others of a run, it may be just making the directory. What a run that was killed
     # at its very start has left does not count.
     elif parallel.is_main_process() and [name for name in names if name not in (lock.NAME, "subset.json") and not _is_temporary(name)]:
@@ -210,7 +209,7 @@ def read_trained(directory: str | os.PathLike) -> Trained:
     """The network of a run's newest checkpoint. Raises UsageError if there is none or it does not fit the stored config."""
     run = read_run(directory)
     model = build_model(run.config, run.input)
-    like = jax.eval_shape(lambda key: initialize(model, key, run.input.image_shape), jax.random.key(0))
+    like = variable_shapes(model, run.input.image_shape)
     step, variables, passed_over = checkpoint.read_network(Path(directory) / "checkpoints", like)
     return Trained(run, model, variables | {"input": run.input.arrays}, step, checkpoint.tree_hash(variables), passed_over)
 

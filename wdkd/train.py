@@ -5,7 +5,6 @@ import os
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from wdkd import parallel
@@ -18,7 +17,7 @@ from wdkd.files import writing
 from wdkd.interruption import Interruption
 from wdkd.lock import locked
 from wdkd.methods import Stage, create_stages
-from wdkd.models import check_image_shape, initialize
+from wdkd.models import check_image_shape, variable_shapes
 from wdkd.notes import note
 from wdkd.result import Result, read_result, write_result
 from wdkd.run_directory import Input, check_workdir, describe_run, read_teacher, start, subset_of
@@ -134,8 +133,7 @@ def conclude(trainer: Trainer, directory: Path, interruption: Interruption, bega
 
 def diverged_result(trainer: Trainer, error: Diverged) -> Result:
     """What is known of a run that stopped at a value that is not finite: all but an evaluation."""
-    shape = trainer.split.image_shape
-    variables = jax.eval_shape(lambda key: initialize(trainer.student, key, shape), jax.random.key(0)) | {"input": trainer.input}
+    variables = variable_shapes(trainer.student, trainer.split.image_shape) | {"input": trainer.input}
     return build_result(
         trainer.described,
         trainer.split,

@@ -1,17 +1,19 @@
 """Whether everything in a run's directory is what was written: config, subset, metrics, checkpoints, result."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from wdkd.checkpoint import MIB, Damaged, flat, restore, saved_steps, tree_hash, verified
+from wdkd.checkpoint import MIB, Damaged, flat, restore, saved_steps, tree_hash, unfinished_saves, verified
 from wdkd.errors import UsageError
 from wdkd.files import read_json
-from wdkd.models import initialize
+from wdkd.models import variable_shapes
 from wdkd.progress import read_lines
 from wdkd.result import read_result
 from wdkd.run_directory import Run, build_model, read_run
@@ -45,7 +47,11 @@ def verify(directory: str | os.PathLike) -> list[Finding]:
     for name, check in (("subset.json", _subset), ("metrics.jsonl", lambda path: _metrics(path, max(steps, default=0), run))):
         kept = (directory / name).exists() or not ended
         found.append(_look(name, lambda name=name, check=check: check(directory / name)) if kept else Finding(name, None, "not kept"))
-    found += [_look(f"checkpoints/{step}", lambda step=step: _checkpoint(directory, step, run, hashes)) for step in sorted(steps)]
+    like = functools.cache(lambda: variable_shapes(build_model(run.config, run.input), run.input.image_shape))
+    for step in sorted(steps):
+        found.append(
+            _look(f"checkpoints/{step}", lambda step=step: _checkpoint(directory / "checkpoints" / str(step), like(), hashes, ended))
+        )
     if ended:
         found.append(_look("result.json", lambda: _result(directory / "result.json", run, hashes)))
     return found + list(_leftovers(directory))
@@ -70,12 +76,10 @@ def _subset(path: Path) -> str:
     return f"{len(indices):,} images"
 
 
-def _checkpoint(directory: Path, step: int, run: Run, hashes: dict[int, str]) -> str:
-    folder, model = directory / "checkpoints" / str(step), build_model(run.config, run.input)
-    like = jax.eval_shape(lambda key: initialize(model, key, run.input.image_shape), jax.random.key(0))
+def _checkpoint(folder: Path, like: Any, hashes: dict[int, str], ended: bool) -> str:
     network, _ = restore(folder, "network", like)
-    hashes[step] = tree_hash(network)
-    if not (folder / "state").exists() and (directory / "result.json").exists():
+    hashes[int(folder.name)] = tree_hash(network)
+    if not (folder / "state").exists() and ended:
         return "network; its training state was not kept"
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(network))
     state, _ = verified(folder, "state", STATE_LIMIT * size + 64 * MIB)
@@ -108,7 +112,7 @@ def _result(path: Path, run: Run, hashes: dict[int, str]) -> str:
 def _leftovers(directory: Path) -> Iterator[Finding]:
     for path in sorted((directory / "damaged").glob("*")):
         yield Finding(f"damaged/{path.name}", None, "a checkpoint that did not verify and was set aside; it may be deleted")
-    for path in sorted((directory / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
+    for path in unfinished_saves(directory / "checkpoints"):
         yield Finding(f"checkpoints/{path.name}", None, "a save that was cut off; the next call that trains removes it")
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from wdkd.checkpoint import saved_steps
+from wdkd.checkpoint import saved_steps, unfinished_saves
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 STEPS = 120
@@ -183,7 +183,7 @@ def has_trained(directory: Path, steps: int = 1) -> Callable[[], bool]:
 
 def is_saving(directory: Path) -> Callable[[], bool]:
     """Whether a checkpoint is just being written."""
-    return lambda: any((directory / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+    return lambda: bool(unfinished_saves(directory / "checkpoints"))
 
 
 Moment = Callable[[subprocess.Popen, Path, random.Random], None]
