@@ -6,10 +6,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Before JAX is imported; several
 
 import dataclasses
 import functools
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
+from tiny_set import prepare_tiny
 
 from wdkd import parallel
 from wdkd.config import AugmentConfig, Config, DataConfig, MethodConfig, ModelConfig, TrainConfig
@@ -80,3 +82,19 @@ def finished_run(teacher_run, tmp_path_factory):
         return directory / method, run(method_config(method, teacher_run[0]), directory / method, show_progress=False)
 
     return train
+
+
+@pytest.fixture(scope="module")
+def tiny_original(tmp_path_factory):
+    """The data directory of a tiny set that no test may change."""
+    data_dir = tmp_path_factory.mktemp("original")
+    prepare_tiny(data_dir)
+    return data_dir
+
+
+@pytest.fixture
+def tiny_folder(tiny_original, tmp_path, monkeypatch):
+    """The folder of a copy of the tiny set that the test may damage."""
+    monkeypatch.setenv("WDKD_CACHE_DIR", str(tmp_path / "cache"))
+    shutil.copytree(tiny_original, tmp_path / "tfds")
+    return tmp_path / "tfds" / "tiny_set" / "1.2.3"

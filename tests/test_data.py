@@ -39,13 +39,6 @@ def digits(tmp_path_factory):
         return load_dataset(DataConfig())
 
 
-@pytest.fixture(scope="module")
-def tiny_original(tmp_path_factory):
-    data_dir = tmp_path_factory.mktemp("original")
-    prepare_tiny(data_dir)
-    return data_dir
-
-
 @pytest.fixture
 def tiny(tiny_original, tmp_path):
     """A config for a copy of the tiny set that the test may damage."""

@@ -1,49 +1,23 @@
 """A prepared set's JSON files cannot make TFDS import, read elsewhere, wait, or fill the memory."""
 
+import functools
 import json
 import os
-import shutil
 import sys
-import time
 
 import pytest
-from tiny_set import prepare_tiny
-
-from wdkd.config import DataConfig
-from wdkd.data import load_dataset
-from wdkd.errors import UsageError
+from tiny_set import load_tiny as load
+from tiny_set import refused_tiny
 
 FEATURE = "tensorflow_datasets.core.features"
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    data_dir = tmp_path_factory.mktemp("original")
-    prepare_tiny(data_dir)
-    return data_dir
+refused = functools.partial(refused_tiny, seconds=10, words="tiny_set")
 
 
 @pytest.fixture
-def folder(original, tmp_path, monkeypatch):
-    """The folder of a copy of the tiny set that the test may damage."""
-    monkeypatch.setenv("WDKD_CACHE_DIR", str(tmp_path / "cache"))
-    shutil.copytree(original, tmp_path / "tfds")
-    return tmp_path / "tfds" / "tiny_set" / "1.2.3"
-
-
-def load(folder):
-    return load_dataset(DataConfig(name="tiny_set", data_dir=str(folder.parents[1])))
-
-
-def refused(folder):
-    """The text of the UsageError that loading must raise, within seconds and in one line."""
-    start = time.monotonic()
-    with pytest.raises(UsageError) as caught:
-        load(folder)
-    assert time.monotonic() - start < 10
-    text = str(caught.value)
-    assert text.isprintable() and len(text) < 1000 and "tiny_set" in text
-    return text
+def folder(tiny_folder):
+    return tiny_folder
 
 
 def edit(folder, file, change):

@@ -1,10 +1,10 @@
 """Records become the images that the set promises, or the set is refused in one line: whatever their bytes are."""
 
 import contextlib
+import functools
 import io
 import os
 import random
-import shutil
 import struct
 import time
 import zlib
@@ -14,42 +14,18 @@ import PIL.Image
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
-from tiny_set import prepare_tiny, tiny_images
+from tiny_set import load_tiny as load
+from tiny_set import refused_tiny, tiny_images
 
 from wdkd import isolation
-from wdkd.config import DataConfig
-from wdkd.data import load_dataset
 from wdkd.errors import UsageError
 
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    data_dir = tmp_path_factory.mktemp("original")
-    prepare_tiny(data_dir)
-    return data_dir
+refused = functools.partial(refused_tiny, seconds=15, words="delete that folder and run python launch/prepare_data.py")
 
 
 @pytest.fixture
-def folder(original, tmp_path, monkeypatch):
-    """The folder of a copy of the tiny set that the test may damage."""
-    monkeypatch.setenv("WDKD_CACHE_DIR", str(tmp_path / "cache"))
-    shutil.copytree(original, tmp_path / "tfds")
-    return tmp_path / "tfds" / "tiny_set" / "1.2.3"
-
-
-def load(folder):
-    return load_dataset(DataConfig(name="tiny_set", data_dir=str(folder.parents[1])))
-
-
-def refused(folder):
-    """The text of the UsageError that loading must raise, within seconds and in one line."""
-    start = time.monotonic()
-    with pytest.raises(UsageError) as caught:
-        load(folder)
-    assert time.monotonic() - start < 15
-    text = str(caught.value)
-    assert text.isprintable() and len(text) < 1000 and "delete that folder and run python launch/prepare_data.py" in text
-    return text
+def folder(tiny_folder):
+    return tiny_folder
 
 
 def shard(folder, split="train"):

@@ -1,11 +1,17 @@
 """A small prepared set of random images, as a user's own builder makes it."""
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from wdkd.config import DataConfig
+from wdkd.data import load_dataset
+from wdkd.errors import UsageError
 
 
 def tiny_images(shape, count, seed):
@@ -37,3 +43,18 @@ def prepare_tiny(data_dir, shape=(12, 10, 3), declared=None, splits=("train", "t
 
     TinySet(data_dir=data_dir, file_format="array_record").download_and_prepare()
     return Path(data_dir) / "tiny_set" / "1.2.3"
+
+
+def load_tiny(folder):
+    return load_dataset(DataConfig(name="tiny_set", data_dir=str(folder.parents[1])))
+
+
+def refused_tiny(folder, seconds, words):
+    """The text of the UsageError that loading must raise, within seconds and in one line with these words."""
+    start = time.monotonic()
+    with pytest.raises(UsageError) as caught:
+        load_tiny(folder)
+    assert time.monotonic() - start < seconds
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 1000 and words in text
+    return text

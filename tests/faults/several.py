@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from faults import side_by_side
-from harness import NOT_COMPARED, STEPS, Ground, Tries, error_lines, finish, has_trained, identical, launch, newest_step, outcome, wait_for
+from harness import NOT_COMPARED, STEPS, Ground, Tries, finish, has_trained, identical, launch, newest_step, outcome, wait_for
 
 CASE = "kd, 2 devices"
 
@@ -36,48 +37,48 @@ def undisturbed_pair(ground: Ground) -> Path:
     return directory
 
 
-def one_of_two_dies(ground: Ground, count: int) -> Tries:
-    tries = Tries("one of two processes is killed: the other stops with one line, code 2, within 2 minutes")
+def disturbed_pairs(ground: Ground, tries: Tries, count: int, disturb: Callable[[list[subprocess.Popen], int, Path], None]) -> Tries:
+    """Runs pairs of processes, in which `disturb(processes, which, directory)` checks how they end, and lets them go on to their end."""
     undisturbed, longest = undisturbed_pair(ground), 0.0
     for number in range(count):
         directory = ground.fresh("pair", number)
         processes = pair(ground, directory)
         wait_for(has_trained(directory, 12 + 5 * number), processes[0])
-        dies, survives = processes[number % 2], processes[1 - number % 2]
-        complete = newest_step(directory)
-        dies.kill()
-        began = time.monotonic()
-        code, errors = outcome(survives)
+        complete, began = newest_step(directory), time.monotonic()
+        disturb(processes, number % 2, directory)
         longest = max(longest, time.monotonic() - began)
-        dies.communicate()
         tries.tries += 1
-        tries.unclear += code != 2 or len(error_lines(errors)) != 1 or longest > 120
-        tries.lost += newest_step(directory) < complete
-        for process in pair(ground, directory):
-            finish(process)
+        said = [finish(process) for process in pair(ground, directory)]
+        tries.check_start(said[0], complete)
         tries.different += not identical(directory, undisturbed)
+    tries.unclear += longest > 120
     tries.remark = f"within {longest:.1f} s"
     return tries
+
+
+def one_of_two_dies(ground: Ground, count: int) -> Tries:
+    tries = Tries("one of two processes is killed: the other stops with one line, code 2, within 2 minutes")
+
+    def kill(processes: list[subprocess.Popen], which: int, directory: Path) -> None:
+        processes[which].kill()
+        tries.check_end(outcome(processes[1 - which]), code=2)
+        processes[which].communicate()
+
+    return disturbed_pairs(ground, tries, count, kill)
 
 
 def one_of_two_is_asked_to_stop(ground: Ground, count: int) -> Tries:
     tries = Tries("SIGTERM to one of two processes: both save the same step and end with code 75")
-    undisturbed, longest = undisturbed_pair(ground), 0.0
-    for number in range(count):
-        directory = ground.fresh("pair", number)
-        processes = pair(ground, directory)
-        wait_for(has_trained(directory, 12 + 5 * number), processes[0])
-        processes[number % 2].terminate()
-        began, ends = time.monotonic(), [outcome(process) for process in processes]
-        longest = max(longest, time.monotonic() - began)
-        tries.tries += 1
+
+    def ask(processes: list[subprocess.Popen], which: int, directory: Path) -> None:
+        processes[which].terminate()
+        ends = [outcome(process) for process in processes]
+        for end in ends:
+            tries.check_end(end, code=75)
         saved = f"step {newest_step(directory)} of {STEPS} is saved"
-        tries.unclear += any(code != 75 or len(error_lines(errors)) != 1 or saved not in errors for code, errors in ends)
-        for process in pair(ground, directory):
-            finish(process)
-        tries.different += not identical(directory, undisturbed)
-    tries.remark = f"within {longest:.1f} s"
-    return tries
+        tries.unclear += any(saved not in errors for _, errors in ends)
+
+    return disturbed_pairs(ground, tries, count, ask)
 
 
 # --- sweeps -------------------------------------------------------------------------------------------------------------
