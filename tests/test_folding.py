@@ -9,7 +9,7 @@ from wdkd.config import ModelConfig
 from wdkd.folding import fold
 from wdkd.models import apply_network, create_model
 
-MODELS = ["cnn", "resnet20", "wrn_16_2"]
+MODELS = ["cnn", "whitened_cnn", "resnet20", "wrn_16_2"]
 
 
 def drawn(name, norm="batch", shape=(16, 16, 3), dtype=np.float32):
@@ -46,7 +46,7 @@ def test_no_norm_is_left_that_follows_a_convolution(name):
     folded, fewer = fold(model, variables, (16, 16, 3))
     left = [path for path in fewer["params"] if path.startswith("Norm")]
     # A wide network normalises the sum that both branches of a block take: once a block, and once at the end.
-    assert len(left) == {"cnn": 0, "resnet20": 0, "wrn_16_2": 7}[name]
+    assert len(left) == {"cnn": 0, "whitened_cnn": 0, "resnet20": 0, "wrn_16_2": 7}[name]
     assert sorted(fewer["batch_stats"]) == sorted(left)
     assert fewer["input"] is variables["input"]
 

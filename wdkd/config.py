@@ -47,7 +47,7 @@ class ModelConfig:
     """The network that is trained."""
 
     name: str = "cnn"
-    """cnn, resnet<6n+2> (resnet20, resnet32, resnet56) or wrn_<6n+4>_<widening> (wrn_16_1, wrn_40_2)."""
+    """cnn, whitened_cnn, resnet<6n+2> (resnet20, resnet32, resnet56) or wrn_<6n+4>_<widening> (wrn_16_1, wrn_40_2)."""
     width: int = 16
     """Channels of the first stage; the second and third have two and four times as many (wrn: times its widening)."""
     norm: Literal["group", "batch"] = "group"
@@ -287,11 +287,11 @@ STUDENTS: dict[str, Config] = {
 """Presets of launch/distill.py, by data set."""
 
 
-def _teacher(student: Config, *, width: int, steps: int, batch_size: int, learning_rate: float) -> Config:
+def _teacher(student: Config, *, name: str = "whitened_cnn", width: int, steps: int, batch_size: int, learning_rate: float) -> Config:
     return dataclasses.replace(
         student,
         data=dataclasses.replace(student.data, n_per_class=None),
-        model=ModelConfig(width=width, norm="batch"),
+        model=ModelConfig(name=name, width=width, norm="batch"),
         method=MethodConfig(name="ce"),
         augment=dataclasses.replace(student.augment, name="flip_crop"),
         optimizer=OptimizerConfig(name="sgd", learning_rate=learning_rate, weight_decay=5e-4, warmup_fraction=0.2, clip_norm=None),
@@ -300,9 +300,9 @@ def _teacher(student: Config, *, width: int, steps: int, batch_size: int, learni
 
 
 TEACHERS: dict[str, Config] = {
-    "digits": _teacher(STUDENTS["digits"], width=16, steps=300, batch_size=100, learning_rate=0.1),
+    "digits": _teacher(STUDENTS["digits"], name="cnn", width=16, steps=300, batch_size=100, learning_rate=0.1),
     "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=32, steps=2600, batch_size=128, learning_rate=0.1),
-    "cifar10": _teacher(STUDENTS["cifar10"], width=40, steps=2640, batch_size=128, learning_rate=0.1),
+    "cifar10": _teacher(STUDENTS["cifar10"], width=56, steps=5600, batch_size=128, learning_rate=0.1),
 }
 """Presets of launch/train_teacher.py: a run of method ce on all training images but the validation split."""
 

@@ -12,10 +12,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax import lax
 
 from wdkd.config import ModelConfig
 from wdkd.errors import UsageError, unknown
+from wdkd.whitening import PATCH, whitening_filters
 
 STAGES = ("stage1", "stage2", "stage3")
 MIN_SIDE = 8
@@ -143,6 +146,43 @@ class CNN(_Network):
         return Outputs(self.head(x), hidden)
 
 
+class Whitening(nn.Module):
+    """Convolution with fixed filters (2, 2, C, 8 C). Random ones until `with_whitening` puts those of the training images in."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        filters = self.param("filters", _he_normal, (PATCH, PATCH, channels, 2 * PATCH**2 * channels))
+        # A constant: neither the objective's gradient nor weight decay (of kernels alone) moves it.
+        filters = lax.stop_gradient(filters).astype(x.dtype)
+        return lax.conv_general_dilated(x, filters, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+class WhitenedCNN(_Network):
+    """`CNN` behind a whitening layer (Jordan 2024, arXiv 2404.00498), with which it takes about half as many steps to learn."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> Outputs:
+        x, hidden = nn.relu(Whitening()(self.standardize(x))), {}
+        for stage, width in zip(STAGES, self.widths, strict=True):
+            x = nn.relu(self.convolve_normalize(x, width, train, halve=True))
+            hidden[stage] = self.convolve_normalize(x, width, train)
+            x = nn.relu(hidden[stage])
+        return Outputs(self.head(x), hidden)
+
+
+def with_whitening(variables: Mapping[str, Any], images: np.ndarray, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fresh variables with the whitening filters of `images`, uint8 (n, H, W, C); those of a network without the layer as they are.
+
+    `given` holds "mean" and "std" of the pixels in [0, 1].
+    """
+    params = dict(variables["params"])
+    if "Whitening_0" not in params:
+        return dict(variables)
+    params["Whitening_0"] = {"filters": jnp.asarray(whitening_filters(images, given["mean"], given["std"]))}
+    return {**variables, "params": params}
+
+
 class ResNet(_Network):
     """Residual network for small images, basic blocks, activation after the sum (He et al. 2016, section 4.2)."""
 
@@ -189,6 +229,10 @@ class WideResNet(_Network):
         return Outputs(self.head(nn.relu(hidden[STAGES[-1]])), hidden)
 
 
+PLAIN = {"cnn": CNN, "whitened_cnn": WhitenedCNN}
+"""Networks of one depth, by name."""
+
+
 def create_model(
     config: ModelConfig, *, classes: int, mean: Sequence[float], std: Sequence[float], axis_name: str | None = None, dtype: Any = None
 ) -> nn.Module:
@@ -205,9 +249,9 @@ def create_model(
     """
     shared = {"classes": classes, "norm": config.norm, "mean": tuple(mean), "std": tuple(std), "axis_name": axis_name, "dtype": dtype}
     widths = tuple(config.width * factor for factor in (1, 2, 4))
-    if config.name == "cnn":
+    if config.name in PLAIN:
         _check_size(config, widths, 1)
-        return CNN(widths=widths, **shared)
+        return PLAIN[config.name](widths=widths, **shared)
     if match := re.fullmatch(r"resnet([0-9]{1,4})", config.name):
         blocks = _blocks(config.name, int(match[1]), 2)
         _check_size(config, widths, blocks)
@@ -220,7 +264,7 @@ def create_model(
         widths = tuple(w * widening for w in widths)
         _check_size(config, widths, blocks)
         return WideResNet(widths=widths, blocks=blocks, widening=widening, **shared)
-    raise unknown("model", config.name, ("cnn", "resnet20", "resnet32", "resnet56", "wrn_16_1", "wrn_16_2", "wrn_40_2"))
+    raise unknown("model", config.name, (*PLAIN, "resnet20", "resnet32", "resnet56", "wrn_16_1", "wrn_16_2", "wrn_40_2"))
 
 
 def _blocks(name: str, depth: int, offset: int) -> int:

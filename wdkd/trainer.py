@@ -23,7 +23,7 @@ from wdkd.data import Split
 from wdkd.errors import Interrupted, UsageError
 from wdkd.interruption import Interruption
 from wdkd.methods import Stage, create_stages, stage_ends
-from wdkd.models import initialize
+from wdkd.models import initialize, with_whitening
 from wdkd.pace import STOP, Pace
 from wdkd.progress import Log, Recorder
 from wdkd.recording import record_teacher
@@ -175,7 +175,8 @@ class Trainer:
 
     def first(self, index: int) -> TrainState:
         """The first state of a stage whose student has not learned anything."""
-        return self.begin(index, self.plan(index), initialize(self.student, self.key(INITIAL), self.split.image_shape))
+        variables = initialize(self.student, self.key(INITIAL), self.split.image_shape)
+        return self.begin(index, self.plan(index), with_whitening(variables, self.split.train_images, self.input))
 
     def stage_of(self, step: int) -> int:
         """The index of the stage that goes on after `step` steps; after the last step, of the last."""
