@@ -322,6 +322,7 @@ def test_help_shows_every_option_with_the_default_of_the_preset(script, presets,
         ("evaluate", ("--run", "--split", "--data-dir", "--teacher", "--out")),
         ("report", ("--results", "--tuning")),
         ("prepare_data", ("--name", "--data-dir", "--archive")),
+        ("compact", ("--run", "--out", "--data-dir")),
     ],
 )
 def test_help_of_the_other_scripts(script, options, call):

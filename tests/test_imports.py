@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
-    {"errors", "wording", "isolation", "isolated", "isolated.read_records", "isolated.inspect_archive"},
+    {"errors", "wording", "whitening", "isolation", "isolated", "isolated.read_records", "isolated.inspect_archive"},
     {"files", "archives", "checks", "typed_json", "notes", "interruption", "lock"},
     {
         "config",
@@ -33,6 +33,7 @@ LAYERS = (
     {"run_directory", "progress", "pace", "resumption", "teacher_cache"},
     {"recording"},
     {"evaluate", "verify", "trainer"},
+    {"compact"},
     {"train"},
     {"benchmark", "timing"},
     {"measure"},

@@ -71,6 +71,17 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(**items, digest=digest))
 
 
+def write_network(directory: Path, step: int, network: Any) -> None:
+    """Saves what is evaluated of a step, without the state of its training, in an empty `checkpoints/` directory.
+
+    Raises:
+      UsageError: if it cannot be written.
+    """
+    items = {"network": ocp.args.StandardSave(network), "digest": ocp.args.JsonSave({"network": tree_hash(network), "step": step})}
+    with one_line(directory), ocp.CheckpointManager(directory.absolute(), item_names=tuple(items)) as manager:
+        manager.save(step, args=ocp.args.Composite(**items))
+
+
 def _check_room(directory: Path, size: int) -> None:
     """Raises UsageError where arrays of `size` bytes do not fit: half-written ones would only take what is left from others."""
     with one_line(directory):
