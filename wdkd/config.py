@@ -270,19 +270,20 @@ class Config:
         return self
 
 
-def _student(name: str, *, validation_size: int, padding: int, flip: bool, width: int, steps: int, batch_size: int) -> Config:
+def _student(name: str, *, model: ModelConfig, validation_size: int, padding: int, flip: bool, steps: int, batch_size: int) -> Config:
     return Config(
         data=DataConfig(name=name, validation_size=validation_size, n_per_class=10 if name == "digits" else 50),
-        model=ModelConfig(width=width),
+        model=model,
         augment=AugmentConfig(padding=padding, flip=flip),
         train=TrainConfig(steps=steps, batch_size=batch_size),
     )
 
 
+_WHITENED = ModelConfig("whitened_cnn", 16)
 STUDENTS: dict[str, Config] = {
-    "digits": _student("digits", validation_size=180, padding=1, flip=False, width=8, steps=300, batch_size=50),
-    "fashion_mnist": _student("fashion_mnist", validation_size=5000, padding=1, flip=True, width=16, steps=600, batch_size=64),
-    "cifar10": _student("cifar10", validation_size=5000, padding=2, flip=True, width=16, steps=600, batch_size=64),
+    "digits": _student("digits", model=ModelConfig(width=8), validation_size=180, padding=1, flip=False, steps=300, batch_size=50),
+    "fashion_mnist": _student("fashion_mnist", model=_WHITENED, validation_size=5000, padding=2, flip=True, steps=2000, batch_size=32),
+    "cifar10": _student("cifar10", model=_WHITENED, validation_size=5000, padding=2, flip=True, steps=2000, batch_size=32),
 }
 """Presets of launch/distill.py, by data set."""
 
@@ -301,7 +302,7 @@ def _teacher(student: Config, *, name: str = "whitened_cnn", width: int, steps: 
 
 TEACHERS: dict[str, Config] = {
     "digits": _teacher(STUDENTS["digits"], name="cnn", width=16, steps=300, batch_size=100, learning_rate=0.1),
-    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=32, steps=2600, batch_size=128, learning_rate=0.1),
+    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=40, steps=11200, batch_size=128, learning_rate=0.1),
     "cifar10": _teacher(STUDENTS["cifar10"], width=56, steps=5600, batch_size=128, learning_rate=0.1),
 }
 """Presets of launch/train_teacher.py: a run of method ce on all training images but the validation split."""
