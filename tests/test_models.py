@@ -21,7 +21,7 @@ SIDES = {  # Heights and widths of the three stages, by hand.
     ("resnet", (28, 28, 1)): [(28, 28), (14, 14), (7, 7)],
     ("resnet", (9, 11, 3)): [(9, 11), (5, 6), (3, 3)],
 }
-NETWORKS = ["cnn", "resnet8", "resnet20", "wrn_10_1", "wrn_16_2"]
+NETWORKS = ["cnn", "whitened_cnn", "resnet8", "resnet20", "wrn_10_1", "wrn_16_2"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,7 +66,7 @@ def random_variables(model, shape=SHAPE, seed=0):
 @pytest.mark.parametrize(("norm", "shape"), [("group", (28, 28, 1)), ("batch", (8, 8, 1)), ("group", (9, 11, 3))])
 def test_every_stage_has_its_shape(name, norm, shape):
     outputs, variables = shapes(network(name, norm, channels=shape[-1]), shape)
-    sides = SIDES["cnn" if name == "cnn" else "resnet", shape]
+    sides = SIDES["cnn" if name.endswith("cnn") else "resnet", shape]
     width = 8 if name == "wrn_16_2" else 4
     assert outputs.logits.shape == (2, 3)
     assert {stage: h.shape for stage, h in outputs.hidden.items()} == {
