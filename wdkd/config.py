@@ -288,22 +288,24 @@ STUDENTS: dict[str, Config] = {
 """Presets of launch/distill.py, by data set."""
 
 
-def _teacher(student: Config, *, name: str = "whitened_cnn", width: int, steps: int, batch_size: int, learning_rate: float) -> Config:
+def _teacher(
+    student: Config, *, name: str = "whitened_cnn", width: int, steps: int, batch_size: int, learning_rate: float, decay: float = 5e-4
+) -> Config:
     return dataclasses.replace(
         student,
         data=dataclasses.replace(student.data, n_per_class=None),
         model=ModelConfig(name=name, width=width, norm="batch"),
         method=MethodConfig(name="ce"),
         augment=dataclasses.replace(student.augment, name="flip_crop"),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=learning_rate, weight_decay=5e-4, warmup_fraction=0.2, clip_norm=None),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=learning_rate, weight_decay=decay, warmup_fraction=0.2, clip_norm=None),
         train=TrainConfig(steps=steps, batch_size=batch_size, checkpoint_every=200),
     )
 
 
 TEACHERS: dict[str, Config] = {
     "digits": _teacher(STUDENTS["digits"], name="cnn", width=16, steps=300, batch_size=100, learning_rate=0.1),
-    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=40, steps=11200, batch_size=128, learning_rate=0.1),
-    "cifar10": _teacher(STUDENTS["cifar10"], width=56, steps=5600, batch_size=128, learning_rate=0.1),
+    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=40, steps=11200, batch_size=128, learning_rate=0.2, decay=1e-3),
+    "cifar10": _teacher(STUDENTS["cifar10"], width=56, steps=5600, batch_size=128, learning_rate=0.2, decay=1e-3),
 }
 """Presets of launch/train_teacher.py: a run of method ce on all training images but the validation split."""
 
