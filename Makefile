@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo tables faults test lint clean
+.PHONY: setup demo teachers tuning tables faults test lint clean
 
 # Extras of setup.cfg for the tests; with test,benchmark they are also compared with PyTorch.
 EXTRAS ?= test
@@ -26,18 +26,19 @@ demo: setup
 	$(BIN)/python launch/sweep.py --preset digits --teacher demo/teacher --n-per-class 5 10 --seeds 0 1 2 --workers 2 --workdir demo/runs --results demo/results
 	$(BIN)/python launch/report.py --results demo/results
 
-# What results/ holds of real data, small enough for two CPU cores. Needs TFDS_DATA_DIR; killed, it goes on where it was.
-BUDGET := --train.steps 400 --train.batch-size 32 --n-per-class 50
-TABLES := fashion_mnist cifar10
-tables: $(TABLES:%=tables-%)
-	$(BIN)/python launch/report.py --tuning True
-	$(BIN)/python launch/report.py
+# The teachers that results/teachers holds: hours on two CPU cores. These and the next two need TFDS_DATA_DIR; killed, they go on where they were.
+TEACHERS := fashion_mnist cifar10
+teachers: $(TEACHERS:%=results/teachers/%)
 
-tables-%: setup
+results/teachers/%: | setup
 	$(BIN)/python launch/train_teacher.py --preset $* --workdir runs/$*-teacher
-	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --workdir runs/tuning \
-	  --data.evaluate-on validation --methods wdkd --epsilons 0 0.003 0.01 0.03 0.1 0.3
-	$(BIN)/python launch/sweep.py --preset $* --teacher runs/$*-teacher $(BUDGET) --workers 2 --augmentations none matching
+	$(BIN)/python launch/compact.py --run runs/$*-teacher --out $@
+
+# What results/ holds of real data: the options, chosen on validation images, and the tables. Many hours on two CPU cores.
+WORKERS ?= 2
+tuning tables: setup
+	$(BIN)/python launch/sweep.py --grid launch/grids/$@.toml --workers $(WORKERS)
+	$(BIN)/python launch/report.py
 
 # Real runs, killed and damaged in every way, and the report of what came of it: most of an hour. Killed, it goes on where it was.
 faults: $(TESTED)
