@@ -1,4 +1,7 @@
-"""Makes tables and plots from result files: <dataset>/<track>.md, .csv and .png beside them, or tuning reports."""
+"""Makes tables and plots from result files: <dataset>/<track>.md, .csv and .png beside them, and the same of tuning.
+
+Where there is a folder long/ with results of a longer schedule, it gets its own. And index.html: one page with all of these.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -14,14 +17,14 @@ class Arguments:
     """Where the results are and which report to make."""
 
     results: Path = Path("results")
-    """Directory with <dataset>/<track>/<method>/n<M>/seed<k>.json below it, or tuning/<dataset>/<track>/*.json."""
+    """Directory with <dataset>/<track>/<method>/n<M>/seed<k>.json below it, tuning/<dataset>/<track>/*.json, or either in long/."""
     tuning: bool = False
-    """Report validation accuracy against epsilon, from tuning/, instead of the main tables."""
+    """Write and print only what was tried on validation images, from tuning/; index.html has everything in either case."""
 
 
 def main(args: Arguments) -> None:
     """Writes the report, prints its tables, its warnings and the paths written."""
-    made = (report.tuning_report if args.tuning else report.main_report)(args.results)
+    made = report.whole_report(args.results, args.tuning)
     console = rich.console.Console()
     for table in made.tables:
         console.print(table)

@@ -1,13 +1,18 @@
 """The plots of a report, drawn through matplotlib's object interface, so that no global state is touched."""
 
+import dataclasses
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -18,6 +23,10 @@ from wdkd.wording import shown
 
 Curve = Sequence[tuple[float, float, float | None]]
 """Points (x, mean, standard deviation or None when there is one seed)."""
+
+Intervals = Sequence[tuple[float, float, float | None, float | None]]
+"""Points (x, mean, lower and upper end of an interval or None where there is none)."""
+Points = TypeVar("Points", Curve, Intervals)
 
 COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 """Okabe and Ito's palette less its yellow, told apart with any colour vision; markers and dashes repeat the distinction."""
@@ -30,6 +39,22 @@ def save(figure: Figure, path: str | os.PathLike) -> Path:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return write_file(path, buffer.getvalue())
+
+
+def svg(figure: Figure) -> bytes:
+    """Renders a figure as SVG without a background, the same bytes for the same figure.
+
+    It is made small: text stays text, and coordinates have two decimals.
+    """
+    buffer = io.BytesIO()
+    for part in (figure, *figure.axes):
+        part.set_facecolor("none")
+    with matplotlib.rc_context({"svg.hashsalt": "wdkd", "svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(buffer)
+    # The metadata hold the date.
+    whole = re.sub(rb"<!--.*?-->|<metadata>.*?</metadata>", b"", buffer.getvalue(), flags=re.DOTALL)
+    in_tags = re.sub(rb"<[^>]+>", lambda tag: re.sub(rb"(\.\d\d)\d+", rb"\1", re.sub(rb"\s+", b" ", tag[0])), whole)
+    return re.sub(rb">\s+<", b"><", in_tags)
 
 
 def draw_curve(axes: Axes, curve: Curve, index: int, label: str) -> None:
@@ -51,66 +76,90 @@ def draw_curve(axes: Axes, curve: Curve, index: int, label: str) -> None:
 
 def accuracy_figure(
     curves: Mapping[tuple[int, str], Curve],
+    differences: Mapping[tuple[int, str], Intervals],
     ticks: Mapping[float, str],
     teachers: Sequence[float],
     published: Sequence[tuple[float, float]],
     title: str,
     split: str,
 ) -> Figure:
-    """Accuracy against training images per class.
+    """Accuracy against training images per class, and below it the differences from kd, where there are any.
 
-    Args: curves, by (style index, method), with x in images per class and accuracy in %; ticks, x to label; teachers,
-    accuracies in % drawn as dashed lines; published (x, %) of the paper's own method; title; split evaluated on.
+    Args: curves, by (style index, method), with x in images per class and accuracy in %; differences likewise, in points;
+    ticks, x to label; teachers, accuracies in % drawn as dashed lines; published (x, %) of the paper's own method; title;
+    split evaluated on.
     """
-    figure = Figure(figsize=(8, 4.8), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    if published:
-        axes.plot(
-            *zip(*published, strict=True),
-            "d",
-            color="0.65",
-            markersize=8,
-            mfc="none",
-            label="wdkd as published\n(other networks)",
-            zorder=1,
-        )
+    figure = Figure(figsize=(8.5, 7.8 if differences else 5.2), dpi=130, layout="constrained")
+    above, *below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 3]) if differences else [figure.add_subplot()]
     for accuracy in teachers:
-        axes.axhline(accuracy, color="0.45", linestyle=(0, (6, 4)), linewidth=1.2, label=f"teacher ({accuracy:.2f} %)", zorder=1)
-    middle = np.mean([index for index, _ in curves])
-    for (index, name), curve in curves.items():
-        # Methods stand 1.5 % apart, or their error bars would cover each other.
-        draw_curve(axes, [(x * 1.015 ** (index - middle), *rest) for x, *rest in curve], index, name)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels(list(ticks.values()))
-    axes.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
-    _finish(axes, title, "training images per class (log scale)", f"{split} accuracy (%, mean ± sd over seeds)")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        above.axhline(accuracy, color="0.45", linestyle=(0, (6, 4)), linewidth=1.2, label=f"teacher ({accuracy:.2f} %)", zorder=1)
+    for (index, name), curve in apart(curves).items():
+        draw_curve(above, curve, index, name)
+    if published:
+        style = dict(color="0.3", markersize=9, mfc="none", linestyle="none", marker="d", zorder=5)
+        above.plot(*zip(*published, strict=True), **style, label="wdkd as published\n(other networks)")
+    for axes in below:
+        draw_differences(axes, differences)
+    last = below[0] if below else above
+    last.set_xscale("log")
+    last.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    last.xaxis.set_minor_locator(NullLocator())
+    last.set_xticklabels(list(ticks.values()))
+    last.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
+    _finish(above, title, "", f"{split} accuracy (%, mean ± sd)")
+    last.set_xlabel("training images per class (log scale)")
+    above.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
-def epsilon_figure(panels: Mapping[str, Mapping[tuple[int, str], tuple[Curve, float]]], title: str, split: str) -> Figure:
-    """Accuracy against the radius, one panel for each number of images; a ring marks the chosen radius.
+def apart(curves: Mapping[tuple[int, str], Points]) -> dict[tuple[int, str], Points]:
+    """The curves 1.5 % apart on a logarithmic axis, or their error bars would cover each other."""
+    middle = np.mean([index for index, _ in curves])
+    return {(index, name): [(x * 1.015 ** (index - middle), *rest) for x, *rest in curve] for (index, name), curve in curves.items()}
 
-    Args: panels, by heading: curves by (style index, label) with x = epsilon and accuracy in %, and the chosen epsilon.
-    """
+
+def draw_differences(axes: Axes, differences: Mapping[tuple[int, str], Intervals]) -> None:
+    """Differences from kd with their intervals, cut where they are much longer than the differences."""
+    axes.axhline(0, color=COLOURS[1], linewidth=1.2, zorder=1)
+    for (index, _), points in apart(differences).items():
+        x, mean, low, high = (np.array(values, np.float64) for values in zip(*points, strict=True))
+        style = dict(color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], linestyle=DASHES[index % len(DASHES)])
+        axes.errorbar(x, mean, yerr=[mean - low, high - mean], markersize=5.5, linewidth=1.5, capsize=3, **style)
+    means = [0.0, *(mean for points in differences.values() for _, mean, _, _ in points)]
+    room = max(0.5, 0.6 * (max(means) - min(means)))
+    axes.set_ylim(min(means) - room, max(means) + room)
+    _finish(axes, "", "", "difference from kd\n(points, paired, 95 % interval)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Curves of accuracy in % against a radius that may be 0, by label, and the point that a ring is drawn around, if any."""
+
+    heading: str
+    x_label: str
+    curves: Mapping[str, Curve]
+    ring: tuple[float, float] | None
+
+
+def radius_figure(panels: Sequence[Panel], title: str, split: str) -> Figure:
+    """A panel for each of `panels`, three in a row; a label has the same style in all of them."""
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.8 * columns + 0.6, 3.4 * rows + 1.0), dpi=130, layout="constrained")
-    radii = sorted({x for curves in panels.values() for curve, _ in curves.values() for x, _, _ in curve})
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.curves))
+    below = -(-len(labels) // columns)
+    figure = Figure(figsize=(4.2 * columns + 0.6, 3.6 * rows + 0.8 + 0.2 * below), dpi=130, layout="constrained")
     handles = {}
-    for place, (heading, curves) in enumerate(panels.items(), start=1):
+    for place, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        for (index, label), (curve, chosen) in curves.items():
-            draw_curve(axes, curve, index, label)
-            height = next(mean for x, mean, _ in curve if x == chosen)
-            axes.plot([chosen], [height], "o", markersize=13, mfc="none", mec=COLOURS[index % len(COLOURS)], label="_chosen")
-        _radius_axis(axes, radii)
-        _finish(axes, heading, "epsilon (pixels in [0, 1])", f"{split} accuracy (%, mean ± sd)")
+        for label, curve in panel.curves.items():
+            draw_curve(axes, curve, labels.index(label), label)
+        if panel.ring is not None:
+            axes.plot(*zip(panel.ring, strict=True), "o", markersize=13, mfc="none", mec="0.3", label="_ring")
+        _radius_axis(axes, sorted({x for curve in panel.curves.values() for x, _, _ in curve}))
+        _finish(axes, panel.heading, panel.x_label, f"{split} accuracy (%, mean ± sd)")
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.suptitle(f"{title} (ring: chosen epsilon)", fontsize=11)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
 
 

@@ -1,4 +1,6 @@
-"""Accuracies printed in the paper, to stand beside what was measured here. Nothing else in the project is typed by hand."""
+"""Accuracies printed in papers, to stand beside what was measured here. Nothing else in the project is typed by hand."""
+
+import dataclasses
 
 SOURCE = 'Kong, Guo, You, Xu, "Learning Student Networks with Few Data", AAAI 2020, Tables 2 and 3'
 
@@ -17,3 +19,36 @@ ACCURACY: dict[str, dict[str, dict[int | None, float]]] = {
     },
 }
 """Test accuracy in %, by TFDS name, method ("ours" in the paper is wdkd) and images per class (None: all of them)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """An accuracy that others published, with other networks, so that it gives no more than the scale."""
+
+    images: str
+    """Training images."""
+    method: str
+    accuracy: str
+    """In %, as precisely as it is known."""
+    source: str
+
+
+ZSKT = "the few-shot plot of Micaelli and Storkey, NeurIPS 2019 (ZSKT)"
+FS_BBT = "Nguyen et al., ECCV 2022 (FS-BBT)"
+DIVBFKD = "Vo et al., ECML PKDD 2024 (DivBFKD)"
+UNNAMED = "the project's protocol, which names no paper"
+
+REFERENCES: dict[str, list[Reference]] = {
+    "cifar10": [
+        Reference("50 per class", "kd with attention transfer, WRN-40-2 to WRN-16-1", "68", ZSKT),
+        Reference("100 per class", "kd with attention transfer, WRN-40-2 to WRN-16-1", "76", ZSKT),
+        Reference("50 per class", "no teacher, WRN-16-1", "44.9", ZSKT),
+        Reference("100 per class", "no teacher, WRN-16-1", "58.8", ZSKT),
+        Reference("50 per class", "no teacher, harmonic WRN-16-8", "about 58", UNNAMED),
+        Reference("50 per class", "no teacher, tuned", "66.5", UNNAMED),
+        Reference("200 per class", "black-box few-shot kd", "76.17", FS_BBT),
+        Reference("200 per class", "black-box few-shot kd, ResNet-32 to ResNet-20", "84.05", DIVBFKD),
+    ],
+    "fashion_mnist": [Reference("200 per class", "black-box few-shot kd, student LeNet-5-half", "86.50", DIVBFKD)],
+}
+"""By TFDS name."""

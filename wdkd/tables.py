@@ -1,40 +1,27 @@
-"""Results read from files and put in cells: mean and spread, paired differences, what must not be mixed, tables of text."""
+"""Results put in cells: mean and spread, paired differences, what must not be mixed; and tables of them."""
 
 import csv
 import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rich.markup
 import rich.table
+import rich.text
 import scipy.special
 
-from wdkd.errors import UsageError
-from wdkd.result import Result, read_result
-from wdkd.wording import shown
+from wdkd.document import Cell, Table, word
+from wdkd.result import Result
 
 METHODS = ("ce", "kd", "fitnet", "ab", "wdkd", "sobolev")
 """Order of the rows; other methods follow alphabetically."""
-ABSENT = "not run"
+ABSENT = Cell("not run", None, "absent")
 
-Groups = dict[tuple[str, str], list[Result]]
-Warnings = dict[tuple[str, str], list[str]]
-"""Results and lines of warning, by (dataset, track)."""
 Cells = Mapping[tuple[str, int | None], list[Result]]
 """The results of one data set and track by (method, images per class)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What was made: tables for the terminal, the files written, and the lines of warning that are in them too."""
-
-    tables: list[rich.table.Table]
-    paths: list[Path]
-    warnings: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,25 +112,20 @@ def run_size(n: int | None) -> str:
     return "full" if n is None else f"n{n}"
 
 
-def grid(rows: Sequence[str], columns: Sequence[int | None], cell: Callable[[str, int | None], Any]) -> list[list[str]]:
-    """A table of text, heading first: one row per method, one column per number of images per class."""
-    return [["method", *map(size_name, columns)]] + [[row, *(str(cell(row, column)) for column in columns)] for row in rows]
+def grid(rows: Sequence[str], columns: Sequence[int | None], cell: Callable[[str, int | None], Cell]) -> Table:
+    """A table with one row per method and one column per number of images per class."""
+    return Table(["method", *map(size_name, columns)], [[word(row), *(cell(row, column) for column in columns)] for row in rows])
 
 
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A table of text, heading first, in Markdown."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
-
-
-def rich_table(title: str, text: Sequence[Sequence[str]]) -> rich.table.Table:
-    """A table of text, heading first, for the terminal."""
-    table = rich.table.Table(title=title)
-    for name in text[0]:
-        table.add_column(rich.markup.escape(name))
-    for row in text[1:]:
-        table.add_row(*(f"[dim]{cell}[/dim]" if cell == ABSENT else rich.markup.escape(cell) for cell in row))
-    return table
+def rich_table(title: str, table: Table) -> rich.table.Table:
+    """A table for the terminal."""
+    drawn = rich.table.Table(title=title)
+    for name in table.head:
+        drawn.add_column(rich.markup.escape(name), overflow="fold")
+    styles = {"absent": "dim", "published": "italic dim", "best": "bold"}
+    for row in (*table.rows, *table.foot):
+        drawn.add_row(*(rich.text.Text(cell.text, styles.get(cell.kind, "")) for cell in row))
+    return drawn
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -195,43 +177,3 @@ def mixed(results: Sequence[Result]) -> list[str]:
             found = "; ".join(f"{v} in [{runs(rs)}]" for v, rs in others)
             lines.append(f"results that differ in {name} are mixed here: {most[0]} in most, but {found}")
     return lines
-
-
-# --- Reading ---------------------------------------------------------------------------------------------------------
-
-
-def read_files(root: Path, paths: Sequence[Path], objection: Callable[[Path, Result], str | None]) -> tuple[Groups, Warnings]:
-    """Reads result files by (dataset, track), the first two directories below `root`; `objection` may reject one.
-
-    Of the results, what no table shows is left out: there may be many.
-    """
-    groups, warnings = {}, {}
-    for path in paths:
-        where = path.relative_to(root)
-        try:
-            result = read_result(path)
-            reason = f"it diverged: {result.reason}" if result.evaluation is None else objection(path, result)
-        except UsageError as error:
-            reason = str(error).replace(shown(path, 300), shown(where, 300))
-        if reason is None:
-            groups.setdefault(where.parts[:2], []).append(without_matrix(result))
-        else:
-            warnings.setdefault(where.parts[:2], []).append(f"{shown(where, 300)} is left out: {reason}")
-    if not groups:
-        first = next((lines[0] for lines in warnings.values()), "")
-        found = f"{len(paths)} result files, none usable ({first})" if paths else "no result files"
-        raise UsageError(f"{shown(root, 300)} holds {found}; run launch/distill.py or launch/sweep.py, or give another --results DIR")
-    return groups, warnings
-
-
-def without_matrix(result: Result) -> Result:
-    """The result without what it has for every class."""
-    return dataclasses.replace(result, evaluation=dataclasses.replace(result.evaluation, per_class_accuracy=[], confusion=[]))
-
-
-def matching(root: Path, pattern: str) -> list[Path]:
-    """The paths below a directory that match. Raises UsageError where it cannot be listed."""
-    try:
-        return sorted(root.glob(pattern))
-    except OSError as error:
-        raise UsageError(f"{shown(error.filename or root, 300)} cannot be read: {error.strerror}; restore it or its permissions") from error

@@ -1,45 +1,68 @@
-"""Validation accuracy against epsilon: which radius each method, loss and number of images is best served by."""
+"""All that was tried on validation images: a record for each method and number of images, and what was chosen in each."""
 
-import os
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from wdkd import figures, tables
-from wdkd.config import to_dict
-from wdkd.files import write_file
+from wdkd import figures, settings, tables
+from wdkd.collection import Collection, TrackReport, collect, matching
+from wdkd.document import Bullets, Cell, Plot, Section, Table, word
 from wdkd.result import Result
-from wdkd.tables import ABSENT, Report
 
-Row = tuple[int | None, str, str, str]
-"""Images per class, method, loss, and the other options that differ between rows."""
-Radii = Mapping[float, list[Result]]
-"""The results of one row by epsilon, ascending."""
-
-NOT_SETTINGS = ("data.n_per_class", "data.data_dir", "method.name", "method.loss", "method.epsilon", "teacher", "seed")
-"""Options that are a row, a column or an average already, or that name a place and not a choice."""
+RADII = {"method.epsilon": "epsilon (pixels in [0, 1])", "method.sobolev_weight": "weight of the Jacobian term"}
+"""Options that accuracy is drawn against, with the axis's label."""
 
 
-def tuning_report(directory: str | os.PathLike = "results") -> Report:
-    """Writes tuning/<dataset>/<track>.md and .png for the runs in tuning/<dataset>/<track>/ below `directory`.
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """The runs of one combination of options, one a seed."""
 
-    Every JSON file there, at any depth, is one run evaluated on the validation split; the radius chosen for a row has the
-    best mean over seeds. A run evaluated on another split is left out, because choosing by it would be tuning on the test
-    set. Left out and named too: files that cannot be read. Raises UsageError when nothing is left.
+    options: Mapping[str, Any]
+    """Those in which the trials of its study differ, by dotted name."""
+    epsilon: float
+    results: Sequence[Result]
+
+    @property
+    def accuracy(self) -> tables.Summary:
+        """Over the seeds, in %."""
+        return tables.percent(self.results)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(sorted(r.seed for r in self.results))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The trials with one method and number of images, in the order of their options' values, radii last."""
+
+    n: int | None
+    method: str
+    names: Sequence[str]
+    """The options in which they differ."""
+    trials: Sequence[Trial]
+
+    @property
+    def title(self) -> str:
+        """What it is a study of."""
+        return f"{self.method}, {'all images' if self.n is None else f'{self.n} images per class'}"
+
+    @property
+    def chosen(self) -> Trial:
+        """The trial of the best mean; of equally good ones that with the smallest epsilon, then the first."""
+        return min(self.trials, key=lambda t: (-round(t.accuracy.mean, 9), t.epsilon))
+
+
+def tuning_collection(directory: Path) -> Collection:
+    """Reports on the runs in tuning/<dataset>/<track>/ below a directory of results.
+
+    Every JSON file there, at any depth, is one run evaluated on the validation split. One evaluated on another split is left
+    out and named, because choosing by it would be tuning on the test set; and so are files that cannot be read.
     """
-    root = Path(directory) / "tuning"
-    paths = tables.matching(root, "*/*/**/*.json")
-    groups, warnings = tables.read_files(root, paths, lambda path, result: objection(path.relative_to(root), result))
-    shown, paths = [], []
-    for (dataset, track), results in groups.items():
-        rows = by_row(results)
-        lines = warnings.setdefault((dataset, track), [])
-        lines += tables.mixed(results) + doubts(rows)
-        title = f"{dataset}, {track}: validation accuracy by epsilon, % (seeds)"
-        base = root / dataset / track
-        paths.append(write_file(f"{base}.md", markdown_report(title, f"{track}.png", rows, lines).encode()))
-        paths.append(figures.save(radius_figure(f"{dataset}, track {track}", rows), f"{base}.png"))
-        shown.append(tables.rich_table(title, radius_grid(rows)))
-    return Report(shown, paths, [line for lines in warnings.values() for line in lines])
+    root = directory / "tuning"
+    return collect(root, matching(root, "*/*/**/*.json"), objection, track_report)
 
 
 def objection(where: Path, result: Result) -> str | None:
@@ -50,94 +73,157 @@ def objection(where: Path, result: Result) -> str | None:
     return None if split == "validation" else f"it was evaluated on {split}; run it again with --data.evaluate-on validation"
 
 
-def by_row(results: Sequence[Result]) -> dict[Row, Radii]:
-    """Results by row and then by epsilon; runs that differ in another option are put in rows of their own."""
-    basic: dict[tuple[int | None, str, str], list[Result]] = {}
-    for r in results:
-        basic.setdefault((r.n_per_class, r.method, "ce" if r.method == "ce" else r.config.method.loss), []).append(r)
-    rows: dict[Row, dict[float, list[Result]]] = {}
-    for n in tables.size_order(n for n, _, _ in basic):
-        for method in tables.method_order(m for _, m, _ in basic):
-            for loss in sorted(k[2] for k in basic if k[:2] == (n, method)):
-                mine = basic[n, method, loss]
-                for r, setting in sorted(zip(mine, settings(mine), strict=True), key=lambda pair: (pair[1], pair[0].epsilon, pair[0].seed)):
-                    rows.setdefault((n, method, loss, setting), {}).setdefault(r.epsilon, []).append(r)
-    return rows
+def track_report(results: Sequence[Result], warnings: list[str]) -> TrackReport:
+    """What is said of the tuning on one data set and track."""
+    found = studies(results)
+    lines = [*warnings, *tables.mixed(results), *(line for study in found for line in doubts(study))]
+    name = f"{results[0].dataset}, track {results[0].track}"
+    title = f"{name}: tuning on validation images"
+    image = Plot(f"{results[0].track}.png", "validation accuracy against the radius", lambda: figure(name, panels(found)))
+    return TrackReport(
+        section(title, image, found, lines),
+        tables.rich_table(f"{name}: chosen on validation images, % (seeds)", chosen_table(found)),
+        lines,
+    )
 
 
-def settings(results: Sequence[Result]) -> list[str]:
-    """For each result, the options in which not all of them agree, as 'name=value, ...'; empty when all do."""
-    options = [dict(flat(to_dict(r.config))) for r in results]
-    differing = [k for k in options[0] if k not in NOT_SETTINGS and any(o[k] != options[0][k] for o in options)]
-    return [", ".join(f"{k}={o[k]}" for k in differing) for o in options]
+# --- Trials ---------------------------------------------------------------------------------------------------------------
 
 
-def flat(values: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """Nested dictionaries as pairs of dotted name and value."""
-    pairs = []
-    for name, value in values.items():
-        pairs += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return pairs
+def studies(results: Sequence[Result]) -> list[Study]:
+    """The results by number of images and method, and there by the options in which they differ."""
+    cells = tables.in_cells(results)
+    sizes, methods = tables.size_order(n for _, n in cells), tables.method_order(m for m, _ in cells)
+    return [study(n, m, cells[m, n]) for n in sizes for m in methods if (m, n) in cells]
 
 
-def chosen(radii: Radii) -> float:
-    """The epsilon of the best mean accuracy; the smallest of equally good ones."""
-    means = {epsilon: tables.percent(results).mean for epsilon, results in radii.items()}
-    return min(means, key=lambda epsilon: (-means[epsilon], epsilon))
+def study(n: int | None, method: str, results: Sequence[Result]) -> Study:
+    """The trials of one method and number of images."""
+    every = [settings.options(r) for r in results]
+    names = sorted(settings.differing(every), key=lambda name: (name in RADII, settings.short(name)))
+    trials: dict[tuple, list[Result]] = {}
+    for result, values in zip(results, every, strict=True):
+        trials.setdefault(tuple(values[name] for name in names), []).append(result)
+    ordered = sorted(trials, key=lambda values: [settings.sort_key(value) for value in values])
+    return Study(n, method, names, [Trial(dict(zip(names, v, strict=True)), trials[v][0].epsilon, trials[v]) for v in ordered])
 
 
-def doubts(rows: Mapping[Row, Radii]) -> list[str]:
-    """Lines about rows whose choice rests on unequal or repeated seeds, or lies at the end of what was tried."""
-    lines = []
-    for row, radii in rows.items():
-        seeds = {epsilon: [r.seed for r in results] for epsilon, results in radii.items()}
-        name = label(row, size=True)
-        if any(len(set(s)) < len(s) for s in seeds.values()):
-            lines.append(f"{name}: some runs are there twice (same epsilon and seed) and count twice")
-        elif len({tuple(s) for s in seeds.values()}) > 1:
-            lines.append(f"{name}: not every epsilon was run with the same seeds, so the means are of different subsets")
-        if len(radii) > 1 and chosen(radii) == max(radii):
-            lines.append(f"{name}: the chosen epsilon {max(radii):g} is the largest that was tried; try larger ones")
+def doubts(study: Study) -> list[str]:
+    """Lines about a choice that rests on unequal or repeated seeds, or lies at the end of what was tried."""
+    lines, seeds = [], [trial.seeds for trial in study.trials]
+    if any(len(set(s)) < len(s) for s in seeds):
+        lines.append(f"{study.title}: some runs are there twice (same options and seed) and count twice")
+    elif len(set(seeds)) > 1:
+        lines.append(f"{study.title}: not every combination was run with the same seeds, so the means are of different subsets")
+    ends = [f"{settings.short(name)} {end}" for name in study.names if (end := end_of_range(study, name))]
+    if ends:
+        lines.append(f"{study.title}: chosen at the end of what was tried, so try beyond: {', '.join(ends)}")
     return lines
 
 
-def label(row: Row, size: bool = False) -> str:
-    """A row in words."""
-    n, method, loss, setting = row
-    images = [tables.run_size(n)] if size else []
-    return " ".join(part for part in (*images, method, loss, setting) if part)
+def end_of_range(study: Study, name: str) -> str:
+    """The chosen value of an option and which end of the tried ones it is; empty where it is neither, or 0, or no number."""
+    numbers = sorted({trial.options[name] for trial in study.trials if settings.is_number(trial.options[name])})
+    value = study.chosen.options[name]
+    if len(numbers) < 2 or value not in (numbers[0], numbers[-1]) or value == 0:
+        return ""
+    return f"{settings.written(value)} (the {'largest' if value == numbers[-1] else 'smallest'})"
 
 
-def radius_grid(rows: Mapping[Row, Radii]) -> list[list[str]]:
-    """The table as text: a row each, a column for each epsilon, and the chosen one."""
-    epsilons = sorted({epsilon for radii in rows.values() for epsilon in radii})
-    text = [["images per class", "method", "loss", "other options", *(f"{e:g}" for e in epsilons), "chosen epsilon"]]
-    for (n, method, loss, setting), radii in rows.items():
-        means = [str(tables.percent(radii[e])) if e in radii else ABSENT for e in epsilons]
-        text.append([tables.size_name(n), method, loss, setting or "-", *means, f"{chosen(radii):g}"])
-    return text
+def effects(study: Study) -> list[str]:
+    """For each option, the best mean that was reached with each of its values."""
+    lines = []
+    for name in study.names:
+        means: dict[str, list[float]] = {}
+        for trial in sorted(study.trials, key=lambda trial: settings.sort_key(trial.options[name])):
+            means.setdefault(settings.written(trial.options[name]), []).append(trial.accuracy.mean)
+        lines.append(
+            f"{settings.short(name)}: " + "; ".join(f"{value} → {max(found):.2f} (of {len(found)})" for value, found in means.items())
+        )
+    return lines
 
 
-def markdown_report(title: str, image: str, rows: Mapping[Row, Radii], warnings: Sequence[str]) -> str:
-    """The whole report on one data set and track, as Markdown; `image` is the file name of its plot."""
-    parts = [
-        f"# {title}",
-        "Made by `launch/report.py --tuning True`. Columns: epsilon, in units of pixels in [0, 1]. Cells: mean ± sample standard deviation "
-        "(number of seeds) on the validation images, which no training subset contains.",
-        "\n".join(f"- **Warning:** {line}" for line in warnings),
-        tables.markdown(radius_grid(rows)),
-        f"![validation accuracy against epsilon]({image})",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+# --- Words, tables and plots ------------------------------------------------------------------------------------------------
 
 
-def radius_figure(title: str, rows: Mapping[Row, Radii]) -> figures.Figure:
-    """Accuracy against epsilon, one panel for each number of images per class, one style for each label."""
-    styles = {name: index for index, name in enumerate(dict.fromkeys(label(row) for row in rows))}
-    panels: dict[str, dict] = {}
-    for row, radii in rows.items():
-        heading = "all images" if row[0] is None else f"{row[0]} images per class"
-        means = [(epsilon, tables.percent(results)) for epsilon, results in radii.items()]
-        curve = [(epsilon, s.mean, s.deviation) for epsilon, s in means]
-        panels.setdefault(heading, {})[styles[label(row)], label(row)] = (curve, chosen(radii))
-    return figures.epsilon_figure(panels, title, "validation")
+def section(title: str, image: Plot, found: Sequence[Study], warnings: Sequence[str]) -> Section:
+    """The whole record; `image` is left out where no study has several radii."""
+    return Section(
+        title,
+        [
+            "Made by `launch/report.py` from runs evaluated on the validation images, which no training subset contains. Accuracies: "
+            "mean ± sample standard deviation (number of seeds), %. Chosen: the best mean; of equal ones that with the smallest epsilon, "
+            "then the first row.",
+            Bullets(warnings, warning=True),
+            Section("Chosen", [chosen_table(found)]),
+            image if panels(found) else "",
+            *(Section(f"All that was tried: {study.title}", trial_blocks(study)) for study in found),
+        ],
+    )
+
+
+def chosen_table(found: Sequence[Study]) -> Table:
+    """The chosen combination of each study; a dash where its method does not look at an option."""
+    names = list(dict.fromkeys(name for study in found for name in study.names)) or ["method.epsilon"]
+    rows = []
+    for study in found:
+        first = study.chosen.results[0]
+        options = settings.options(first)
+        size = Cell(tables.size_name(study.n), first.train_size / len(first.evaluation.class_names))
+        rows.append([size, word(study.method), accuracy_cell(study.chosen), Cell(str(len(study.trials)), len(study.trials))])
+        rows[-1] += [option_cell(options[name]) if name in options else Cell("-", None, "absent") for name in names]
+    return Table(["images per class", "method", "accuracy", "combinations", *map(settings.short, names)], rows)
+
+
+def trial_blocks(study: Study) -> list[str | Bullets | Table]:
+    """All trials of a study, and what each option did."""
+    if not study.names:
+        return [f"One combination: {accuracy_cell(study.chosen).text}."]
+    rows = []
+    for trial in study.trials:
+        best = trial is study.chosen
+        values = [option_cell(trial.options[name]) for name in study.names]
+        mark = Cell("chosen", 1) if best else Cell("", 0)
+        rows.append([*values, dataclasses.replace(accuracy_cell(trial), kind="best" if best else "plain"), mark])
+    table = Table([*map(settings.short, study.names), "accuracy", "choice"], rows)
+    if len(study.names) == 1:
+        return [table]
+    note = "The best mean with each value of an option, whatever the others were (of that many combinations):"
+    return [table, note, Bullets(effects(study))]
+
+
+def accuracy_cell(trial: Trial) -> Cell:
+    """A trial's accuracy."""
+    return Cell(str(trial.accuracy), trial.accuracy.mean)
+
+
+def option_cell(value: Any) -> Cell:
+    """An option's value; numbers are sorted by size."""
+    return Cell(settings.written(value), value if settings.is_number(value) else settings.written(value))
+
+
+def panels(found: Sequence[Study]) -> list[figures.Panel]:
+    """A panel for each study and radius of which several values were tried with the other options as they were."""
+    drawn = []
+    for study in found:
+        for name in (name for name in study.names if name in RADII):
+            curves: dict[str, list[Trial]] = {}
+            for trial in study.trials:
+                others = [f"{settings.short(k)} {settings.written(v)}" for k, v in trial.options.items() if k != name]
+                curves.setdefault(", ".join(others) or study.method, []).append(trial)
+            curves = {label: trials for label, trials in curves.items() if len(trials) > 1}
+            ring = next(((t.options[name], t.accuracy.mean) for ts in curves.values() for t in ts if t is study.chosen), None)
+            if curves:
+                points = {label: [point(trial, name) for trial in trials] for label, trials in curves.items()}
+                drawn.append(figures.Panel(study.title, RADII[name], points, ring))
+    return drawn
+
+
+def point(trial: Trial, name: str) -> tuple[float, float, float | None]:
+    """A trial as a point above the value of an option."""
+    return trial.options[name], trial.accuracy.mean, trial.accuracy.deviation
+
+
+def figure(title: str, drawn: Sequence[figures.Panel]) -> figures.Figure:
+    """Accuracy against the radii."""
+    return figures.radius_figure(drawn, f"{title} (ring: chosen)", "validation")
