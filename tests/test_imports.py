@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = (
     {"errors", "wording", "whitening", "isolation", "isolated", "isolated.read_records", "isolated.inspect_archive"},
-    {"files", "archives", "checks", "typed_json", "notes", "interruption", "lock"},
+    {"files", "archives", "checks", "typed_json", "notes", "interruption", "lock", "grid_file"},
     {
         "config",
         "subset",
@@ -24,9 +24,10 @@ LAYERS = (
         "cache",
         "arrays",
         "launcher",
+        "vary",
     },
     {"data", "prepared", "declaration", "decoding", "datasets", "datasets.digits", "models", "state"},
-    {"folding", "torch_reference", "meeting", "lifeline", "relay", "pool"},
+    {"folding", "torch_reference", "meeting", "lifeline", "relay", "pool", "ray_pool"},
     {"teacher", "methods"},
     {"steps"},
     {"parallel", "noise", "checkpoint"},
@@ -34,10 +35,13 @@ LAYERS = (
     {"recording"},
     {"evaluate", "verify", "trainer"},
     {"compact"},
-    {"train"},
+    {"train", "grid"},
+    {"watch"},
+    {"board"},
     {"benchmark", "timing"},
     {"measure"},
-    {"tables", "figures"},
+    {"document", "tables", "settings", "figures", "page_assets"},
+    {"collection", "comparison", "page"},
     {"tuning"},
     {"report", "benchmark_report"},
     {"sweep", "command_line"},
@@ -157,6 +161,10 @@ def test_only_parallel_says_pmap_or_jax_distributed():
 
 def test_only_checkpoint_imports_orbax():
     assert using(lambda tree: [line for line, package in libraries(tree) if package == "orbax"]) == {"wdkd.checkpoint"}
+
+
+def test_only_ray_pool_imports_ray():
+    assert using(lambda tree: [line for line, package in libraries(tree) if package == "ray"]) == {"wdkd.ray_pool"}
 
 
 def test_no_tensorflow_outside_of_preparation():

@@ -2,12 +2,17 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -17,12 +22,13 @@ from conftest import edit, method_config, tiny
 
 from wdkd import sweep
 from wdkd.config import STUDENTS
-from wdkd.errors import Diverged
+from wdkd.errors import Busy, Diverged, UsageError
+from wdkd.grid import Grid, expand
 from wdkd.interruption import Interruption
 from wdkd.lock import locked
 from wdkd.pool import Outcome
 from wdkd.result import read_result, results_path
-from wdkd.sweep import Grid, execute, expand, run_sweep
+from wdkd.sweep import execute, run_sweep
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[1]
@@ -133,8 +139,12 @@ def test_a_run_that_diverged_is_published_and_counts_as_failed(evaluate_on, tmp_
         published.unlink()
 
 
-def test_a_screen_that_cannot_be_written_does_not_end_a_sweep(tmp_path, monkeypatch):
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_screen_that_cannot_be_written_does_not_end_a_sweep(terminal, tmp_path, monkeypatch):
     class Full(io.StringIO):
+        def isatty(self):
+            return terminal
+
         def write(self, text):
             raise OSError(28, "No space left on device")
 
@@ -148,12 +158,75 @@ def test_a_screen_that_cannot_be_written_does_not_end_a_sweep(tmp_path, monkeypa
     assert [job for job, _ in failed] == jobs
 
 
-def test_brackets_in_a_reason_are_shown_as_they_are(tmp_path, capsys):
-    """rich would take [/usr] for the end of something that never began, and raise."""
-    (job,) = jobs_below(tmp_path, seeds=(0,))
-    with sweep._display(1) as progress:
-        sweep._show(progress, job, Outcome("failed", "loss is [nan] in [/usr]"))
-    assert f"{job.workdir}: failed, loss is [nan] in [/usr]\n" in capsys.readouterr().err
+def in_a_terminal(command, lines, columns):
+    """What a process writes to a terminal of that size, and its exit code."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")} | {"TERM": "xterm"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment) as process:
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # EIO: the process has ended.
+            while part := os.read(ours, 65536):
+                written += part
+    os.close(ours)
+    return written.decode(), process.returncode
+
+
+def test_on_a_terminal_there_is_a_table_of_all_runs(tmp_path):
+    """Of runs that fail at once, with more rows than there are lines."""
+    options = "--methods kd ab wdkd fitnet --augmentations none matching --n-per-class 5 0 --seeds 0 1 --workers 2"
+    places = ["--workdir", tmp_path / "runs", "--results", tmp_path / "results"]
+    written, code = in_a_terminal([sys.executable, ROOT / "launch" / "sweep.py", *options.split(), *places], lines=14, columns=80)
+    assert code == 2 and "Traceback" not in written
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written).replace("\r", "")
+    last = plain[plain.rindex("images per class") :].splitlines()
+    end = next(number for number, line in enumerate(last) if line.startswith("0 of 32 runs are complete"))
+    assert end < 14 and "3 more rows" in plain
+    assert any("digits none" in line and line.split()[-4:] == ["X"] * 4 for line in last[:end])
+    assert any(line.startswith("0 of 32 runs are done, 32 failed, after") for line in last[:end])
+    assert any(line.startswith("digits/") and "failed, method" in line for line in last[:end])
+
+
+# --- declared grids -----------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_file_is_run_table_by_table(tmp_path):
+    """Small M first, though the second table would otherwise be begun with it; the command line holds for both tables."""
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        f"""
+        [default]
+        methods = ["ce"]
+        "train.batch-size" = 10
+        train.steps = 600
+        model.width = 8
+        workdir = "{tmp_path}/runs"
+        results = "{tmp_path}/results"
+
+        [[sweep]]
+        n-per-class = [5, 10]
+        model.width = 4
+
+        [[sweep]]
+        n-per-class = [5]
+        seeds = [0]
+        model.width = 4
+        data.evaluate-on = "validation"
+        vary = ["train.log-every=7", "cache.budget=512"]
+        """
+    )
+    command = [sys.executable, ROOT / "launch" / "sweep.py", "--grid", path, "--train.steps", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"3 of 3 runs are complete; results are below {tmp_path}/results, {tmp_path}/results/tuning\n"
+    names = ["ce/n5/seed0", "ce/n10/seed0", "ce-log_every7-budget512/n5/seed0"]
+    ended = [line.partition(":")[0] for line in done.stderr.splitlines()]
+    assert ended == [f"{tmp_path}/runs/digits/none/{name}" for name in names]
+    targets = [f"digits/plain/{name}.json" for name in names[:2]] + [f"tuning/digits/plain/{names[2]}.json"]
+    configs = [read_result(tmp_path / "results" / name).config for name in targets]
+    assert [(c.model.width, c.train.log_every, c.cache.budget) for c in configs] == [(4, 20, 2048), (4, 20, 2048), (4, 7, 512)]
+    assert {(c.train.steps, c.train.batch_size) for c in configs} == {(3, 10)}
 
 
 # --- disturbances -------------------------------------------------------------------------------------------------------
@@ -215,6 +288,18 @@ def test_two_sweeps_at_once_share_the_runs(undisturbed, tmp_path):
 
 
 # --- runs in other hands ------------------------------------------------------------------------------------------------
+
+
+def test_that_a_run_is_in_other_hands_is_known_before_its_data_are_read(tmp_path):
+    """So that many equal sweeps do not read what they are not going to use. Here it cannot even be read."""
+    (job,) = jobs_below(tmp_path, edit(LONG, {"data.name": "mnist", "data.data_dir": str(tmp_path)}), seeds=(0,))
+    with pytest.raises(UsageError, match="is not prepared"):
+        execute(job)
+    assert not job.workdir.exists()
+    with locked(job.workdir), pytest.raises(Busy):
+        execute(job)
+    with pytest.raises(UsageError, match="is not prepared"):
+        execute(job)
 
 
 def test_a_run_in_other_hands_is_taken_up_when_they_let_it_go(tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from wdkd.config import (
 from wdkd.data import Dataset, Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.evaluate import evaluate_checkpoint, evaluate_network
+from wdkd.grid import Grid, expand
 from wdkd.input_gradients import WorstCaseAux, dual_norm, value_and_input_gradient, worst_case
 from wdkd.losses import activation_boundary, cross_entropy, hint, kl_divergence, logit_distance, logit_mse
 from wdkd.methods import METHODS, Stage, create_stages
@@ -22,7 +23,7 @@ from wdkd.models import Outputs, create_model
 from wdkd.result import Evaluation, Result, read_result
 from wdkd.run_directory import read_teacher, read_trained
 from wdkd.subset import few_shot_indices
-from wdkd.sweep import Grid, expand, run_sweep
+from wdkd.sweep import run_sweep
 from wdkd.teacher import Teacher
 from wdkd.train import run
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import sys
@@ -15,11 +16,14 @@ import tyro
 from wdkd import parallel
 from wdkd.config import Config
 from wdkd.errors import Interrupted, UsageError
+from wdkd.grid import Grid, Job, expand, merged
+from wdkd.grid_file import read_grid
 from wdkd.interruption import Interruption
 from wdkd.methods import METHODS
 from wdkd.result import Result, results_path, write_result
-from wdkd.sweep import Grid, expand, run_sweep
+from wdkd.sweep import Cluster, run_sweep
 from wdkd.train import run
+from wdkd.vary import option_types
 from wdkd.wording import shown
 
 Arguments = TypeVar("Arguments")
@@ -77,49 +81,101 @@ class SweepArguments:
     """The command line of a sweep."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    grid: Annotated[Grid, tyro.conf.arg(name="")]
+    axes: Annotated[Grid, tyro.conf.arg(name="")]
     preset: Preset = "digits"
     """Defaults for a data set; the options below change them, for all runs."""
     workdir: str = "runs"
     """Directory of the runs' directories."""
     results: str = "results"
     """Directory of the results, where launch/report.py finds them."""
+    grid: str | None = None
+    """TOML file of [[sweep]] tables of these options, and [default] for what they share; those of the command line hold for all."""
     workers: int = 1
     """Runs at a time; the cores are shared out between them."""
+    executor: Literal["local", "ray"] = "local"
+    """ray: runs are tasks of a Ray cluster, whose nodes have this code, this directory, the data and the runs at the same paths."""
+    address: str | None = None
+    """HOST:PORT of the Ray cluster's head, or auto for the one that this machine is part of; None: one of this machine alone."""
+    cpus_per_run: int = 1
+    """CPUs of each run on Ray."""
+    gpus_per_run: int = 0
+    """GPUs of each run on Ray; 0: runs are on the CPU."""
+
+
+SHARED = ("preset", "workdir", "results")
+"""Options of a sweep that a grid file may have too, beside those of its runs; the others say how it is executed."""
 
 
 def train(presets: Mapping[str, Config], *, description: str | None) -> None:
     """The main function of the scripts that train: options are edits of the preset that --preset names."""
-    name = _preset_name(presets)
+    name = _preset_name(presets, sys.argv[1:])
     default = TrainArguments(workdir=tyro.MISSING, config=presets[name], preset=name)
     main(TrainArguments, _train, description=description, default=default)
 
 
 def sweep(presets: Mapping[str, Config], *, description: str | None) -> None:
     """The main function of launch/sweep.py."""
-    name = _preset_name(presets)
-    grid = Grid(methods=tuple(METHODS), n_per_class=(50,), seeds=(0,))
-    default = SweepArguments(config=presets[name], grid=grid, preset=name)
-    main(SweepArguments, _sweep, description=description, default=default)
+    function = functools.partial(_sweep, presets)
+    main(SweepArguments, function, description=description, default=_default_sweep(presets, sys.argv[1:]))
 
 
-def _preset_name(presets: Mapping[str, Config]) -> Any:
+def _default_sweep(presets: Mapping[str, Config], argv: Sequence[str]) -> SweepArguments:
+    name = _preset_name(presets, argv)
+    axes = Grid(methods=tuple(METHODS), n_per_class=(50,), seeds=(0,))
+    return SweepArguments(config=presets[name], axes=axes, preset=name)
+
+
+def _preset_name(presets: Mapping[str, Config], argv: Sequence[str]) -> Any:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--preset", nargs="?")
-    given = peek.parse_known_args()[0].preset
+    given = peek.parse_known_args(argv)[0].preset
     # A name that is not there is left for tyro to refuse; as a default, it would be accepted.
     return given if given in presets else "digits"
 
 
-def _sweep(arguments: SweepArguments) -> None:
-    jobs = expand(arguments.grid, arguments.config, Path(arguments.workdir), Path(arguments.results))
-    failed = run_sweep(jobs, arguments.workers)
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete; results are below {arguments.results}")
+def _sweep(presets: Mapping[str, Config], arguments: SweepArguments) -> None:
+    cluster = _cluster(arguments)
+    jobs = _jobs(arguments) if arguments.grid is None else _declared_jobs(presets, arguments.grid)
+    failed = run_sweep(jobs, arguments.workers, cluster)
+    places = ", ".join(dict.fromkeys(str(job.publish) for job in jobs))
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete; results are below {places}")
     for job, line in failed:
         print(f"not complete: {job.workdir}: {line}")
     if failed:
         job, line = failed[0]
         raise UsageError(f"{len(failed)} runs are not complete, first {job.workdir}: {line}; the same command goes on with the rest")
+
+
+def _jobs(arguments: SweepArguments) -> list[Job]:
+    return expand(arguments.axes, arguments.config, Path(arguments.workdir), Path(arguments.results))
+
+
+def _declared_jobs(presets: Mapping[str, Config], path: str) -> list[Job]:
+    """The jobs of a grid file's tables, each parsed as the command line that it stands for, before what this one says itself."""
+    options = {*option_types(), *(field.name for field in dataclasses.fields(Grid)), *SHARED}
+    excluded = {field.name for field in dataclasses.fields(SweepArguments)} - {*SHARED, "config", "axes"}
+    jobs = []
+    for where, words in read_grid(path, options, excluded):
+        argv = [*words, *sys.argv[1:]]
+        try:
+            jobs += _jobs(parse(SweepArguments, argv, description=None, default=_default_sweep(presets, argv)))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+    return merged(jobs)
+
+
+def _cluster(arguments: SweepArguments) -> Cluster | None:
+    """The cluster to run on, None for this machine. Raises UsageError for an option that would have no effect."""
+    given = Cluster(arguments.address, arguments.cpus_per_run, arguments.gpus_per_run)
+    if arguments.executor == "local":
+        if given != Cluster():
+            raise UsageError("--address, --cpus-per-run and --gpus-per-run are for --executor ray; give that too, or leave them out")
+        return None
+    if arguments.workers != 1:
+        raise UsageError(
+            f"workers is {arguments.workers}, which is for --executor local; on Ray --cpus-per-run says how many runs have room"
+        )
+    return given
 
 
 def _train(arguments: TrainArguments) -> None:

@@ -33,6 +33,11 @@ class Interrupted(KeyboardInterrupt):
 def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
     """The error for a name that is not among the known ones; suggests the nearest."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(value)[:200], known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return UsageError(f"unknown {what} {str(value)[:200]!r}{hint} Known: {', '.join(known)}")
+    hint = suggestion(str(value), known)
+    return UsageError(f"unknown {what} {str(value)[:200]!r}{hint or '.'} Known: {', '.join(known)}")
+
+
+def suggestion(value: str, known: Iterable[str]) -> str:
+    """The question whether the nearest known name was meant, to end a sentence with; empty if none is near."""
+    near = difflib.get_close_matches(value[:200], sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

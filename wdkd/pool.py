@@ -8,10 +8,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from wdkd.errors import Busy, Interrupted, UsageError
 from wdkd.interruption import GRACE, SIGNALS, Interruption
@@ -27,18 +27,39 @@ Function = Callable[[Any, Interruption], str]
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a job ended, in one line, and after how long. All that comes back from a worker: an exception need not even pickle."""
+    """How a job ended, in one line, and after how long. All that comes back from a worker: an exception need not even pickle.
 
-    kind: Literal["done", "failed", "busy", "stopped"]
+    `lost` is no end: where it was at work is gone, and it begins again elsewhere.
+    """
+
+    kind: Literal["done", "failed", "busy", "stopped", "lost"]
     text: str
     seconds: float = 0.0
 
 
-class Pool:
-    """Up to `workers` processes that call function(job, interruption), each on its own share of the cores. A context."""
+class RunPool(Protocol):
+    """What runs jobs: a context."""
 
-    def __init__(self, function: Function, workers: int, interruption: Interruption) -> None:
-        self._workers = [Worker(function, cores) for cores in shares(sorted(os.sched_getaffinity(0)), workers)]
+    def __enter__(self) -> "RunPool": ...
+
+    def __exit__(self, *exception: Any) -> None: ...
+
+    def run(self, jobs: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
+        """Yields (position, outcome) of every job as it ends. They begin in order.
+
+        After a signal no job begins, those at work are told to save and to stop, and only theirs are the outcomes still to come.
+        """
+        ...
+
+
+class Pool:
+    """Up to `workers` processes that call function(job, interruption), each on its own share of the cores. A context.
+
+    `cores`: those to share out; None: all that this process may use.
+    """
+
+    def __init__(self, function: Function, workers: int, interruption: Interruption, cores: Collection[int] | None = None) -> None:
+        self._workers = [Worker(function, share) for share in shares(sorted(cores or os.sched_getaffinity(0)), workers)]
         self._interruption = interruption
 
     def __enter__(self) -> "Pool":
@@ -50,10 +71,7 @@ class Pool:
             worker.end()
 
     def run(self, jobs: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
-        """Yields (position, outcome) of every job as it ends. They begin in order.
-
-        After a signal no job begins, those at work are told to save and to stop, and only theirs are the outcomes still to come.
-        """
+        """As `RunPool` says."""
         waiting = collections.deque(enumerate(jobs))
         while waiting or any(worker.position is not None for worker in self._workers):
             if self._interruption.requested:
