@@ -3,7 +3,7 @@ BIN := .venv/bin
 
 .PHONY: setup demo teachers tuning tables faults test lint clean
 
-# Extras of setup.cfg for the tests; with test,benchmark they are also compared with PyTorch.
+# Extras of setup.cfg for the tests; with test,benchmark,ray they also compare with PyTorch and run a cluster of Ray.
 EXTRAS ?= test
 COMMA := ,
 TESTED := .venv/stamp-$(subst $(COMMA),-,$(EXTRAS))

@@ -76,8 +76,6 @@ class RayPool:
 
     def __enter__(self) -> "RayPool":
         with contextlib.ExitStack() as stack:
-            # Ray prints what it has to say of nodes on stdout, which is for results.
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             stack.callback(ray.shutdown)
             connect(self._address, self._environment())
             check_nodes(self._cpus, self._gpus)

@@ -87,6 +87,8 @@ def _create_pool(workers: int, cluster: Cluster | None, interruption: Interrupti
         if not 1 <= workers <= (os.cpu_count() or 1):
             raise UsageError(f"workers is {workers}; it must be between 1 and the {os.cpu_count()} cores of this machine")
         return Pool(_execute_in_worker, workers, interruption)
+    # Read by Ray when it is imported: pages about nodes that died would be printed among the results.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         from wdkd.ray_pool import RayPool
     except ModuleNotFoundError as error:
