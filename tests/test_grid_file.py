@@ -1,6 +1,9 @@
 """A grid file says what command lines say, in its order, and what it cannot say is refused with its place in the file."""
 
+import collections
+import itertools
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import cases, damaged, in_place_of_a_file, outcome, replace
 
+from wdkd import command_line
+from wdkd.config import STUDENTS
 from wdkd.errors import UsageError
 from wdkd.grid_file import MAX_LINE, read_grid
 
@@ -115,3 +120,36 @@ def test_damaged_files(tmp_path_factory, data):
     found = outcome(read_grid, path, OPTIONS, EXCLUDED)
     if isinstance(found, list):
         assert {word[2:] for _, words in found for word in words if word.startswith("--")} <= OPTIONS
+
+
+# --- the grids of this repository -----------------------------------------------------------------------------------------
+
+GRIDS = Path(__file__).parents[1] / "launch" / "grids"
+
+
+@pytest.fixture
+def declared(monkeypatch):
+    """A function: name of a grid -> its jobs, as launch/sweep.py makes them."""
+
+    def read(name):
+        monkeypatch.setattr(sys, "argv", ["launch/sweep.py", "--grid", str(GRIDS / f"{name}.toml")])
+        return command_line._declared_jobs(STUDENTS, str(GRIDS / f"{name}.toml"))
+
+    return read
+
+
+def test_the_tables_have_every_cell_with_the_seeds_that_the_protocol_asks_for(declared):
+    jobs = declared("tables")
+    cells = collections.Counter((c.data.name, c.augment.name, c.method.name, c.data.n_per_class) for c in (job.config for job in jobs))
+    axes = ("cifar10", "fashion_mnist"), ("none", "matching"), ("ce", "kd", "fitnet", "ab", "wdkd", "sobolev"), (50, 100, 500, 1000, None)
+    assert cells.keys() == set(itertools.product(*axes))
+    assert all(count >= 3 for cell, count in cells.items() if cell[-1] in (50, 100))
+    assert {job.config.data.evaluate_on for job in jobs} == {"test"}
+    # What makes one table comparable: all that is not the method's own, cell by cell.
+    for data, track in itertools.product(*axes[:2]):
+        mine = [job.config for job in jobs if (job.config.data.name, job.config.augment.name) == (data, track)]
+        assert len({(c.teacher, c.model, c.augment, c.train) for c in mine}) == 1
+
+
+def test_tuning_looks_at_validation_images_alone(declared):
+    assert {job.config.data.evaluate_on for job in declared("tuning")} == {"validation"}
