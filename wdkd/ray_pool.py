@@ -1,5 +1,6 @@
 """Jobs as tasks of a Ray cluster: with the outcomes of `pool.Pool`, on as many machines as there are."""
 
+import collections
 import contextlib
 import functools
 import os
@@ -72,18 +73,19 @@ class RayPool:
         self._function, self._address, self._interruption = function, address, interruption
         self._cpus, self._gpus = cpus, gpus
         self._task = ray.remote(run_here).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-        self._stack = contextlib.ExitStack()
+        self._crashes: collections.Counter[int] = collections.Counter()
 
     def __enter__(self) -> "RayPool":
-        with contextlib.ExitStack() as stack:
-            stack.callback(ray.shutdown)
+        try:
             connect(self._address, self._environment())
             check_nodes(self._cpus, self._gpus)
-            self._stack = stack.pop_all()
+        except BaseException:
+            ray.shutdown()
+            raise
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._stack.close()
+        ray.shutdown()
 
     def _environment(self) -> dict[str, str]:
         known = {name: os.environ[name] for name in PASSED if name in os.environ}
@@ -92,15 +94,9 @@ class RayPool:
 
     def run(self, jobs: Sequence[Any]) -> Iterator[tuple[int, Outcome]]:
         """As `RunPool` says; and `lost` jobs, which come again."""
-        tries, stopping = [0] * len(jobs), False
-        pending: dict[Any, int] = {}
-
-        def submit(position: int) -> None:
-            tries[position] += 1
-            pending[self._task.remote(self._function, jobs[position], os.getcwd(), self._cpus)] = position
-
-        for position in range(len(jobs)):
-            submit(position)
+        pending = {self._submit(job): position for position, job in enumerate(jobs)}
+        self._crashes.clear()
+        stopping = False
         while pending:
             if self._interruption.requested and not stopping:
                 stopping = True
@@ -109,31 +105,35 @@ class RayPool:
                     ray.cancel(task)
             for task in ray.wait(list(pending), num_returns=len(pending), timeout=BEAT)[0]:
                 position = pending.pop(task)
-                outcome = outcome_of(task, tries[position])
-                if outcome is None:
+                if (outcome := self._outcome(task, position)) is None:
                     continue
                 if outcome.kind == "stopped" and not stopping:
                     outcome = Outcome("lost", outcome.text, outcome.seconds)
                 if outcome.kind == "lost" and not stopping:
-                    submit(position)
+                    pending[self._submit(jobs[position])] = position
                 yield position, outcome
 
+    def _submit(self, job: Any) -> Any:
+        return self._task.remote(self._function, job, os.getcwd(), self._cpus)
 
-def outcome_of(task: Any, tries: int) -> Outcome | None:
-    """What became of a task that is over, begun for the `tries`-th time; None: it was cancelled before it began."""
-    try:
-        return ray.get(task)
-    except TaskCancelledError:
-        return None
-    except NodeDiedError:
-        return Outcome("lost", "its node has died")
-    except (WorkerCrashedError, OutOfMemoryError, RuntimeEnvSetupError) as error:
-        why = shown(" ".join(describe(error).split()), 300)
-        return Outcome("lost", why) if tries < TRIES else Outcome("failed", f"Ray could not run it in {TRIES} tries: {why}")
-    except RayTaskError as error:
-        return Outcome("failed", shown(str(error).strip().splitlines()[-1], 300))  # The rest is a traceback of Ray's.
-    except RayError as error:
-        return Outcome("failed", shown(" ".join(describe(error).split()), 300))
+    def _outcome(self, task: Any, position: int) -> Outcome | None:
+        """What became of a task that is over; None: it was cancelled before it began."""
+        try:
+            return ray.get(task)
+        except TaskCancelledError:
+            return None
+        except NodeDiedError:
+            return Outcome("lost", "its node has died")
+        except (WorkerCrashedError, OutOfMemoryError, RuntimeEnvSetupError) as error:
+            self._crashes[position] += 1
+            why = shown(" ".join(describe(error).split()), 300)
+            if self._crashes[position] < TRIES:
+                return Outcome("lost", why)
+            return Outcome("failed", f"Ray could not run it in {TRIES} tries: {why}")
+        except RayTaskError as error:
+            return Outcome("failed", shown(str(error).strip().splitlines()[-1], 300))  # The rest is a traceback of Ray's.
+        except RayError as error:
+            return Outcome("failed", shown(" ".join(describe(error).split()), 300))
 
 
 # --- the cluster --------------------------------------------------------------------------------------------------------
