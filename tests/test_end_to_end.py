@@ -21,6 +21,7 @@ from wdkd.evaluate import evaluate_checkpoint
 from wdkd.prepared import find_prepared
 from wdkd.result import read_result
 from wdkd.run_directory import read_run, read_teacher, read_trained
+from wdkd.teacher import inference
 from wdkd.train import run
 from wdkd.verify import verify
 
@@ -91,6 +92,20 @@ def test_a_checkpoint_can_be_evaluated_on_validation(finished_run):
     found = evaluate_checkpoint(directory, split="validation").evaluation
     assert (found.split, found.count) == ("validation", 180)
     assert found.confusion != result.evaluation.confusion
+
+
+def test_agreement_is_with_the_teacher_and_the_images_at_hand(finished_run, teacher_run):
+    """What a teacher said is kept, so two teachers and two sets of images are asked about, one after the other and again."""
+    directory = finished_run("kd")[0]
+    student = read_trained(directory)
+    for split in ("test", "validation"):
+        config = dataclasses.replace(student.run.config.data, evaluate_on=split)
+        images = few_shot_split(load_dataset(config), config, student.run.config.seed).evaluation_images.astype(np.float32) / 255
+        called = [np.argmax(inference(t.model)(t.variables, images).logits, 1) for t in map(read_trained, (directory, teacher_run[0]))]
+        for teacher, expected in [(directory, 1.0), (teacher_run[0], np.mean(called[0] == called[1]))] * 2:
+            found = evaluate_checkpoint(directory, split=split, teacher=str(teacher)).evaluation
+            assert found.agreement == pytest.approx(expected)
+        assert 0.05 < expected < 0.95
 
 
 def test_the_teacher_is_better_than_chance_and_distillation_follows_it(teacher_run, tmp_path):

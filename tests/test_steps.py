@@ -15,7 +15,7 @@ from wdkd.methods import create_stages
 from wdkd.models import create_model
 from wdkd.parallel import AXIS, map_over_devices
 from wdkd.state import create_optimizer, create_state
-from wdkd.steps import Data, Draw, EvaluationDraw, make_batch, make_eval_step, make_train_step, pixels
+from wdkd.steps import Data, Draw, EvaluationDraw, make_batch, make_eval_step, make_naming_step, make_train_step, pixels
 from wdkd.teacher import inference, live
 
 SHAPE, CLASSES, IMAGES, BATCH = (8, 8, 1), 3, 10, 4
@@ -263,9 +263,12 @@ def test_evaluation_counts_every_image_once():
     logits = [np.asarray(jax.jit(inference(m))(v, pixels(data.images)).logits) for m, v in zip((student, teacher), trees, strict=True)]
     called, taught = (z.argmax(1) for z in logits)
     data = Data(data.images, np.where(np.arange(IMAGES) % 3, data.labels, called).astype(np.int32))  # the first is right
-    step = make_eval_step(apply=inference(student), teacher_apply=inference(teacher), axis_name=AXIS)
-    mapped = map_over_devices(step, arguments=4)
-    sums = [mapped(*trees, data, on_device(EvaluationDraw(index, mask))) for index, mask in evaluation_batches(IMAGES, BATCH)]
+    draws = [on_device(EvaluationDraw(index, mask)) for index, mask in evaluation_batches(IMAGES, BATCH)]
+    naming = map_over_devices(make_naming_step(apply=inference(teacher), axis_name=AXIS), arguments=3)
+    named = np.concatenate([np.asarray(naming(trees[1], data, drawn)).reshape(-1) for drawn in draws])[:IMAGES]
+    np.testing.assert_array_equal(named, taught)
+    step = map_over_devices(make_eval_step(apply=inference(student), axis_name=AXIS), arguments=4)
+    sums = [step(trees[0], data, named, drawn) for drawn in draws]
     assert [int(s.count) for s in sums] == [4, 4, 2]
     total = sums[0]
     for more in sums[1:]:

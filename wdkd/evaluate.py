@@ -2,23 +2,31 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from wdkd import metrics, parallel
 from wdkd.batches import evaluation_batches
+from wdkd.checkpoint import tree_hash
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.models import parameter_count
 from wdkd.notes import note
 from wdkd.result import Evaluation, Result
 from wdkd.run_directory import Run, read_run, read_teacher, read_trained
-from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step
+from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step, make_naming_step
 from wdkd.teacher import Teacher, check_agreement, inference
 
 BATCH = 256
+NAMED = 4
+"""Teachers and sets of images whose answers are kept."""
+_NAMED: dict[Any, np.ndarray] = {}
 TRACKS = {"none": "plain", "flip_crop": "flip_crop", "matching": "matching"}
 """The protocol's track by augmentation."""
 
@@ -29,23 +37,47 @@ def evaluate_network(apply: TeacherApply, variables: Any, teacher: Teacher | Non
     Args:
       apply: (variables, pixels (B, H, W, C) in [0, 1]) -> Outputs, in inference form.
     """
-    devices = parallel.device_count()
-    batch_size = -(-BATCH // devices) * devices
-    step = _mapped_step(apply, teacher and teacher.apply)
     data = parallel.replicate(Data(split.evaluation_images, split.evaluation_labels))
-    variables, teacher_variables = parallel.replicate((variables, teacher and teacher.variables))
-    sums = None
-    for index, mask in evaluation_batches(len(split.evaluation_labels), batch_size):
-        draw = EvaluationDraw(parallel.share(index), parallel.share(mask))
-        part = step(variables, teacher_variables, data, draw)
+    taught = parallel.replicate(None if teacher is None else teacher_classes(teacher, split, data))
+    step, variables, sums = _mapped_step(apply), parallel.replicate(variables), None
+    for draw in _draws(len(split.evaluation_labels)):
+        part = step(variables, data, taught, draw)
         sums = part if sums is None else metrics.add(sums, part)
     return metrics.summarize(sums, split.evaluation_split, split.class_names, teacher is not None)
 
 
+def _draws(size: int) -> Iterator[EvaluationDraw]:
+    """This process's parts of batches that cover `size` images."""
+    devices = parallel.device_count()
+    for index, mask in evaluation_batches(size, -(-BATCH // devices) * devices):
+        yield EvaluationDraw(parallel.share(index), parallel.share(mask))
+
+
+def teacher_classes(teacher: Teacher, split: Split, data: Data) -> np.ndarray:
+    """What a teacher calls each evaluation image of a split, (m,); `data` holds them on the devices.
+
+    Kept: in a sweep, every run asks the same of one teacher.
+    """
+    images = hashlib.sha256(np.ascontiguousarray(split.evaluation_images).data).hexdigest()
+    key = (teacher.apply, tree_hash(teacher.variables), images)
+    if key not in _NAMED:
+        step, variables = _mapped_naming_step(teacher.apply), parallel.replicate(teacher.variables)
+        parts = [np.asarray(step(variables, data, draw)).reshape(-1) for draw in _draws(len(data.labels))]
+        while len(_NAMED) >= NAMED:
+            del _NAMED[next(iter(_NAMED))]
+        _NAMED[key] = np.concatenate(parts)[: len(data.labels)]
+    return _NAMED[key]
+
+
 @functools.lru_cache(maxsize=32)
-def _mapped_step(apply: TeacherApply, teacher_apply: TeacherApply | None) -> Callable[..., metrics.Sums]:
+def _mapped_step(apply: TeacherApply) -> Callable[..., metrics.Sums]:
     # Kept: the runs of a sweep that share a process share the compiled program too.
-    return parallel.map_over_devices(make_eval_step(apply=apply, teacher_apply=teacher_apply, axis_name=parallel.AXIS), arguments=4)
+    return parallel.map_over_devices(make_eval_step(apply=apply, axis_name=parallel.AXIS), arguments=4)
+
+
+@functools.lru_cache(maxsize=32)
+def _mapped_naming_step(apply: TeacherApply) -> Callable[..., jax.Array]:
+    return parallel.map_over_devices(make_naming_step(apply=apply, axis_name=parallel.AXIS), arguments=3)
 
 
 def build_result(

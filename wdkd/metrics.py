@@ -43,12 +43,12 @@ def confidence_bins(confidence: jax.Array, bins: int) -> jax.Array:
 
 
 def batch_sums(
-    student_logits: jax.Array, labels: jax.Array, mask: jax.Array, teacher_logits: jax.Array | None = None, bins: int = 15
+    student_logits: jax.Array, labels: jax.Array, mask: jax.Array, teacher_classes: jax.Array | None = None, bins: int = 15
 ) -> Sums:
     """Sums and counts over the images of a batch whose mask is not 0; the others may hold anything, NaN too.
 
-    Args: student_logits (B, C); labels (B,) int in [0, C); mask (B,) bool or 0/1; teacher_logits (B, C) or None; bins of
-    the calibration error. Returns Sums. Ties between logits go to the lower class, as in argmax.
+    Args: student_logits (B, C); labels (B,) int in [0, C); mask (B,) bool or 0/1; teacher_classes (B,) int, what the teacher
+    calls them, or None; bins of the calibration error. Returns Sums. Ties between logits go to the lower class, as in argmax.
     """
     classes = student_logits.shape[-1]
     real = mask.astype(bool)
@@ -59,7 +59,7 @@ def batch_sums(
     predicted = jnp.argmax(logits, axis=-1)
     confidence = jnp.where(real, jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1), 0.0)
     right = jnp.where(predicted == labels, one, 0)
-    agree = jnp.zeros_like(one) if teacher_logits is None else jnp.where(predicted == jnp.argmax(teacher_logits, axis=-1), one, 0)
+    agree = jnp.zeros_like(one) if teacher_classes is None else jnp.where(predicted == teacher_classes, one, 0)
     where = confidence_bins(confidence, bins)
     return Sums(
         count=one.sum(dtype=jnp.int32),

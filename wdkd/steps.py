@@ -161,13 +161,21 @@ def repeated(train_step: Callable) -> Callable[..., tuple[TrainState, dict[str, 
     return steps
 
 
-def make_eval_step(*, apply: TeacherApply, teacher_apply: TeacherApply | None, axis_name: str) -> Callable[..., metrics.Sums]:
-    """The function (variables, teacher variables, data, draw) -> sums and counts over all devices."""
+def make_naming_step(*, apply: TeacherApply, axis_name: str) -> Callable[..., Array]:
+    """The function (variables, data, draw) -> the class that a network calls each image, (devices, b), the same on all devices."""
 
-    def eval_step(variables: Any, teacher_variables: Any, data: Data, draw: EvaluationDraw) -> metrics.Sums:
-        x = pixels(data.images[draw.index])
-        teacher_logits = None if teacher_apply is None else teacher_apply(teacher_variables, x).logits
-        sums = metrics.batch_sums(apply(variables, x).logits, data.labels[draw.index], draw.mask, teacher_logits)
-        return lax.psum(sums, axis_name)
+    def naming_step(variables: Any, data: Data, draw: EvaluationDraw) -> Array:
+        return lax.all_gather(jnp.argmax(apply(variables, pixels(data.images[draw.index])).logits, axis=-1), axis_name)
+
+    return naming_step
+
+
+def make_eval_step(*, apply: TeacherApply, axis_name: str) -> Callable[..., metrics.Sums]:
+    """The function (variables, data, the teacher's classes of all images (n,) or None, draw) -> sums and counts over all devices."""
+
+    def eval_step(variables: Any, data: Data, teacher_classes: Array | None, draw: EvaluationDraw) -> metrics.Sums:
+        taught = None if teacher_classes is None else teacher_classes[draw.index]
+        logits = apply(variables, pixels(data.images[draw.index])).logits
+        return lax.psum(metrics.batch_sums(logits, data.labels[draw.index], draw.mask, taught), axis_name)
 
     return eval_step
