@@ -68,3 +68,11 @@ def test_a_literal_that_looks_like_a_number_stays_text():
 )
 def test_a_directory_is_named_by_the_value_and_leads_nowhere_else(option, value, expected):
     assert suffix(option, value) == expected
+
+
+def test_sizes_are_written_with_an_x():
+    axis = read_axis("data.image-size=32,48x64")
+    assert axis.values == ((32,), (48, 64))
+    assert [suffix(axis.option, value) for value in axis.values] == ["-image_size32", "-image_size48x64"]
+    with pytest.raises(UsageError, match="data.image_size is 'big'; it must be int"):
+        read_axis("data.image_size=big")
