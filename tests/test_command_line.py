@@ -358,6 +358,25 @@ def test_options_are_edits_of_the_preset(options, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("options", "preset"),
+    [
+        (["--data.folder", "photos"], "folder"),
+        (["--data.folder=photos"], "folder"),
+        (["--data.folder", "photos", "--preset", "cifar10"], "cifar10"),
+    ],
+)
+def test_a_folder_has_a_preset_of_its_own(options, preset, monkeypatch):
+    given = []
+    monkeypatch.setattr(command_line, "_train", given.append)
+    monkeypatch.setattr(sys, "argv", ["x", "--workdir", "w", "--data.image-size", "32", "48", *options])
+    command_line.train(STUDENTS, description=None)
+    expected = STUDENTS[preset]
+    expected = dataclasses.replace(expected, data=dataclasses.replace(expected.data, folder="photos", image_size=(32, 48)))
+    assert given[0].config == expected and given[0].preset == preset
+    assert given[0].config.data.dataset == "photos"
+
+
+@pytest.mark.parametrize(
     ("error", "code", "line"), [(UsageError("two\n  lines"), 2, "two lines"), (KeyboardInterrupt(), 130, "interrupted")]
 )
 def test_errors_become_one_line(error, code, line, monkeypatch, capsys):
