@@ -92,6 +92,15 @@ def test_it_is_read_once_wherever_it_is_and_again_when_it_changes(tmp_path, monk
     assert len(reads) == 5
 
 
+def test_what_takes_long_is_announced_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepared_folder, "MANY", 180)
+    folder = write(tmp_path / "p")
+    for _ in range(2):
+        load_dataset(data(folder))
+    line = "note: p: 180 images are read and prepared; the next start takes them from the cache\n"
+    assert capsys.readouterr().err == line
+
+
 def test_what_is_to_be_said_is_said_each_time(tmp_path, capsys):
     folder = write(tmp_path / "p", tested=False)
     (folder / "0" / "broken.png").write_bytes(b"x")
@@ -236,6 +245,13 @@ def test_methods_that_need_labels_are_refused_without(teacher_run, tmp_path, edi
     with pytest.raises(UsageError, match=words):
         run(config(teacher_run[0], data(folder), **edits), tmp_path / "run", show_progress=False)
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.json"))
+
+
+def test_a_teacher_of_another_shape_is_refused_with_the_options_that_give_it(teacher_run, tmp_path):
+    folder = write(tmp_path / "p")
+    for edits in ({"image_size": (16,)}, {"channels": 3}):
+        with pytest.raises(UsageError, match="takes 8×8×1 images and the data has .*; give --data.image-size 8 8 --data.channels 1"):
+            run(config(teacher_run[0], data(folder, **edits)), tmp_path / "run", show_progress=False)
 
 
 def test_a_number_for_each_class_is_refused_where_there_are_none(tmp_path):

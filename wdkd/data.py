@@ -77,12 +77,12 @@ class Split:
     @property
     def train_labelled(self) -> bool:
         """Whether the training images have labels."""
-        return bool(self.train_labels[0] != UNLABELLED)
+        return bool((self.train_labels != UNLABELLED).all())
 
     @property
     def evaluation_labelled(self) -> bool:
         """Whether the evaluation images have labels."""
-        return bool(self.evaluation_labels[0] != UNLABELLED)
+        return bool((self.evaluation_labels != UNLABELLED).all())
 
     def with_classes(self, names: Sequence[str]) -> "Split":
         """Itself, with these names of classes where it has none."""
@@ -165,7 +165,7 @@ def few_shot_split(dataset: Dataset, config: DataConfig, seed: int) -> Split:
         UsageError: n_per_class or validation_size does not fit the data set, or there is no validation split to evaluate on.
     """
     labels, classes = dataset.train_labels, dataset.num_classes
-    if labels[0] == UNLABELLED:
+    if len(labels) and (labels == UNLABELLED).all():
         if config.n_per_class is not None:
             raise UsageError(
                 f"data.n_per_class is {config.n_per_class}, but the training images of {dataset.name} have no classes; "

@@ -19,6 +19,8 @@ from wdkd.wording import shown
 
 FACTS = "folder.json"
 MAX_FACTS = 2**20
+MANY = 2000
+"""Images that take long enough to say so."""
 OPTIONS = ("image_size", "channels", "test_share", "max_unreadable")
 """Of DataConfig: those that are for folders alone."""
 
@@ -52,10 +54,14 @@ def prepare_folder(config: DataConfig) -> tuple[Path, Facts]:
         final = cache_directory() / "folders" / _digest(listing.digest, options) / str(Folder.VERSION)
         facts = _facts(final)
         if facts is None:
+            count = len(listing.train) + len(listing.test)
+            if count >= MANY:
+                note(f"{config.dataset}: {count:,} images are read and prepared; the next start takes them from the cache")
             contents = read_contents(listing, (height, width), config.channels, config.test_share)
             facts = contents.facts
             facts.check(shown(config.folder, 300), config.max_unreadable)
-            discard(final)
+            if _facts(final) is None:  # Still: another process may have been faster.
+                discard(final)
             final = keep(final, lambda data_dir: _write(contents, data_dir))
         _remember(last, final)
     facts.check(shown(config.folder, 300), config.max_unreadable)

@@ -58,7 +58,8 @@ def run(
         check_labels(split, stages, config)
         if teacher is not None:
             split = split.with_classes([str(number) for number in range(teacher.classes)])
-            check_agreement(teacher, classes=split.num_classes, image_shape=split.image_shape)
+            fits = {"classes": split.num_classes, "image_shape": split.image_shape, "resizable": config.data.folder is not None}
+            check_agreement(teacher, **fits)
         described = describe_run(config, measure_input(split), teacher)
         trainer = Trainer(described, split, teacher, stages)
         if parallel.is_main_process():
