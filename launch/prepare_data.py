@@ -103,7 +103,7 @@ def prepare(name: str, data_dir: Path, archive: Path | None) -> None:
 def prepare_own(config: DataConfig) -> None:
     """Prepares a folder of images and prints how many there are of each class. Raises UsageError."""
     dataset = load_dataset(config.check())
-    table = rich.table.Table(title=f"{dataset.name}: images of {by(dataset.image_shape)}")
+    table = rich.table.Table()
     for head, justify in (("class", "left"), ("training", "right"), ("test", "right")):
         table.add_column(head, justify=justify, overflow="fold")
     for label, name in enumerate(dataset.class_names):
@@ -114,6 +114,7 @@ def prepare_own(config: DataConfig) -> None:
         table.add_row("(no label)", *map(str, without))
     table.add_section()
     table.add_row("all", str(len(dataset.train_labels)), str(len(dataset.test_labels)))
+    print(f"{dataset.name}: images of {by(dataset.image_shape)}")
     rich.print(table)
 
 

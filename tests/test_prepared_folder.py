@@ -173,8 +173,8 @@ class Same(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, {"image": io.BytesIO(file.getvalue()), "label": int(DIGITS.target[row])}
 
 
-def config(teacher, dataset, **edits):
-    return dataclasses.replace(method_config("kd", teacher, **edits), data=dataset)
+def config(teacher, dataset, method="kd", **edits):
+    return dataclasses.replace(method_config(method, teacher, **edits), data=dataset)
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +235,9 @@ def test_without_any_labels_agreement_is_what_is_known(teacher_run, tmp_path):
 @pytest.mark.parametrize(
     ("edits", "words"),
     [
-        ({"method__name": "ce"}, "method 'ce' learns from labels, and the training images of p have none; put them into"),
+        ({"method": "ce"}, "method 'ce' learns from labels, and the training images of p have none; put them into"),
         ({"method__loss": "ce"}, "method.loss 'ce' learns from labels"),
-        ({"method__name": "ab", "method__loss": "ce"}, "method.loss 'ce' learns from labels"),
+        ({"method": "ab", "method__loss": "ce"}, "method.loss 'ce' learns from labels"),
     ],
 )
 def test_methods_that_need_labels_are_refused_without(teacher_run, tmp_path, edits, words):
