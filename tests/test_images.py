@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from mutations import cases, damaged
 from PIL import Image
 
 from wdkd.images import read_image
@@ -45,7 +47,7 @@ def covering(image, height, width):
     scale = min(h / height, w / width)
     top, left = (h - height * scale) / 2, (w - width * scale) / 2
     vertical, horizontal = weights(h, height, top, h - top), weights(w, width, left, w - left)
-    return np.einsum("ih,hwc,jw->ijc", vertical, image.astype(np.float64), horizontal)
+    return np.einsum("ih,hwc,jw->ijc", vertical, image.astype(np.float64), horizontal, optimize=True)
 
 
 # --- size ---------------------------------------------------------------------------------------------------------------
@@ -225,3 +227,21 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     for name, words in (("pipe.png", "is no regular file"), ("missing.png", "it is not there")):
         with pytest.raises(ValueError, match=words):
             read_image(tmp_path / name, (8, 8), 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_damage_of_any_kind_is_an_image_or_a_line(tmp_path, kind):
+    path = tmp_path / "a.png"
+
+    @cases(60)
+    @given(damaged(encoded(kind)))
+    def check(content):
+        path.write_bytes(content)
+        try:
+            found = read_image(path, (8, 8), 3).pixels
+        except ValueError as error:
+            assert str(error).strip() and "\n" not in str(error)
+        else:
+            assert found.shape == (8, 8, 3) and found.dtype == np.uint8
+
+    check()
