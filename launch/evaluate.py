@@ -25,6 +25,8 @@ class Arguments:
     """Split to evaluate on; None: the run's own."""
     data_dir: str | None = None
     """Where TFDS keeps the data; None: as in the run, else $TFDS_DATA_DIR."""
+    folder: str | None = None
+    """The folder of the images, of a run with --data.folder whose folder has moved; None: as in the run."""
     teacher: str | None = None
     """Directory of the teacher that agreement is measured with; None: where it was in training."""
     out: str | None = None
@@ -38,11 +40,16 @@ def main(arguments: Arguments) -> None:
     if arguments.verify:
         verify_all(arguments.run)
         return
-    result = evaluate_checkpoint(arguments.run, split=arguments.split, data_dir=arguments.data_dir, teacher=arguments.teacher)
+    result = evaluate_checkpoint(
+        arguments.run, split=arguments.split, data_dir=arguments.data_dir, folder=arguments.folder, teacher=arguments.teacher
+    )
     out = Path(arguments.out or arguments.run)
     write_result(out / "evaluation.json", result)
-    picture = confusion_figure(result.evaluation, out / "confusion.png")
     print(command_line.summary(result))
+    if result.evaluation.accuracy is None:
+        print(f"written: {out / 'evaluation.json'}")
+        return
+    picture = confusion_figure(result.evaluation, out / "confusion.png")
     for name, accuracy in zip(result.evaluation.class_names, result.evaluation.per_class_accuracy, strict=True):
         print(f"  {name:<24} {accuracy:.2%}")
     print(f"written: {out / 'evaluation.json'}, {picture}")

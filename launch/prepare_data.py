@@ -1,4 +1,4 @@
-"""Downloads data sets and prepares them with TFDS, in the format that training reads without tensorflow."""
+"""Downloads data sets, or takes a folder of images, and prepares them with TFDS, in the format that training reads without tensorflow."""
 
 import dataclasses
 import importlib.util
@@ -11,15 +11,19 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import rich
+import rich.markup
+import rich.table
 import tensorflow_datasets as tfds
 import tyro
 
 from wdkd import command_line
 from wdkd.archives import check_folder, check_published
 from wdkd.config import DataConfig
-from wdkd.data import load_dataset
+from wdkd.data import UNLABELLED, load_dataset
 from wdkd.errors import UsageError
 from wdkd.prepared import (
+    by,
     check_features,
     data_directory,
     digits_directory,
@@ -28,6 +32,7 @@ from wdkd.prepared import (
     open_prepared,
     unknown_dataset,
 )
+from wdkd.prepared_folder import OPTIONS, check_options
 from wdkd.wording import shown
 
 CONNECT_SECONDS = 5.0
@@ -44,12 +49,30 @@ class Arguments:
     """Where TFDS keeps prepared sets; unset: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Digits go to $WDKD_CACHE_DIR."""
     archive: Path | None = None
     """A file downloaded by hand, under its original name, with the set's other files beside it; for one set at a time."""
+    folder: str | None = None
+    """A folder of your own images instead; the options below are those of --data.folder and must be the same in training."""
+    image_size: tuple[int, ...] = DataConfig.image_size
+    """Height and width that its images are resized and cropped to; one number: both."""
+    channels: int | None = DataConfig.channels
+    """1: grey; 3: RGB; None: 3, or 1 where all of them are grey."""
+    test_share: float = DataConfig.test_share
+    """Share of each class that is held out for evaluation where it has no test/."""
+    max_unreadable: float = DataConfig.max_unreadable
+    """Share of its images that may be broken."""
 
 
 def main(args: Arguments) -> None:
-    """Prepares every set named. Raises UsageError on the first that cannot be."""
+    """Prepares every set named, or the folder. Raises UsageError on the first that cannot be."""
+    options = {name: getattr(args, name) for name in OPTIONS}
+    config = DataConfig(name="folder", folder=args.folder, validation_size=0, **options)
+    if args.folder is not None:
+        if args.name or args.data_dir is not None or args.archive is not None:
+            raise UsageError("--name, --data-dir and --archive are for TFDS sets, and --folder is for images of your own; give one of them")
+        prepare_own(config)
+        return
     if not args.name:
-        raise UsageError("no data set named; give --name NAME")
+        raise UsageError("no data set named; give --name NAME, or --folder DIR")
+    check_options(dataclasses.replace(config, name=args.name[0]))
     if args.archive is not None and len(args.name) > 1:
         raise UsageError(f"--archive is for one data set, and --name names {len(args.name)}; prepare them one by one")
     for name in args.name:
@@ -75,6 +98,24 @@ def prepare(name: str, data_dir: Path, archive: Path | None) -> None:
     size = "x".join(map(str, dataset.image_shape))
     counts = f"{len(dataset.train_labels)} training and {len(dataset.test_labels)} test images of {size}, {dataset.num_classes} classes"
     print(f"{name} {dataset.version} is prepared in {find_prepared(name, data_dir)}: {counts}")
+
+
+def prepare_own(config: DataConfig) -> None:
+    """Prepares a folder of images and prints how many there are of each class. Raises UsageError."""
+    dataset = load_dataset(config.check())
+    table = rich.table.Table()
+    for head, justify in (("class", "left"), ("training", "right"), ("test", "right")):
+        table.add_column(head, justify=justify, overflow="fold")
+    for label, name in enumerate(dataset.class_names):
+        counts = ((labels == label).sum() for labels in (dataset.train_labels, dataset.test_labels))
+        table.add_row(rich.markup.escape(name), *map(str, counts))
+    without = [(labels == UNLABELLED).sum() for labels in (dataset.train_labels, dataset.test_labels)]
+    if any(without):
+        table.add_row("(no label)", *map(str, without))
+    table.add_section()
+    table.add_row("all", str(len(dataset.train_labels)), str(len(dataset.test_labels)))
+    print(f"{dataset.name}: images of {by(dataset.image_shape)}")
+    rich.print(table)
 
 
 def require_files(builder_cls: type[tfds.core.DatasetBuilder], name: str, data_dir: Path, archive: Path | None) -> None:

@@ -79,9 +79,17 @@ OUT_OF_RANGE = {
     "no number": ("--method.temperature warm", "--method.temperature", "'warm'", "--help"),
     "fraction of a step": ("--train.steps 1.5", "--train.steps", "1.5", "--help"),
     "not a choice": ("--method.aggregate median", "--method.aggregate", "'median'", "('mean', 'rms', 'max')"),
-    "unknown preset": ("--preset cifar", "--preset", "'cifar'", "('digits', 'fashion_mnist', 'cifar10')"),
+    "unknown preset": ("--preset cifar", "--preset", "'cifar'", "('digits', 'fashion_mnist', 'cifar10', 'folder')"),
     "preset without a name": ("--preset", "Missing value for argument '--preset'", "--help"),
     "unknown data set": ("--data.name fashion_mnst", "unknown data set 'fashion_mnst'; did you mean 'fashion_mnist'?"),
+    "a folder's preset alone": ("--preset folder", "preset folder is for images of your own; give --data.folder DIR"),
+    "a folder's option alone": ("--data.channels 1", "data.channels is for images of your own; give --data.folder DIR"),
+    "two places of data": ("--data.folder x --data.data-dir y", "data.data_dir is for TFDS sets", "leave it out"),
+    "a size that is none": (
+        "--data.folder x --data.image-size 32 5",
+        "data.image_size is 32 5; it must be one or two numbers between 8 and 4096",
+    ),
+    "a folder that is not there": ("--data.folder nowhere", "nowhere does not exist, or cannot be reached; give the folder that has"),
     "far from any data set": ("--data.name qqqq", "unknown data set 'qqqq'", "Known: ", "digits", "cifar10"),
     "unknown method": ("--method.name kdd", "unknown method 'kdd'; did you mean 'kd'?", "Known: ab, ce, fitnet, kd, sobolev, wdkd"),
     "unknown model": ("--model.name cnnn", "unknown model 'cnnn'; did you mean 'cnn'?", "resnet20", "wrn_16_1"),
@@ -310,7 +318,8 @@ def test_help_shows_every_option_with_the_default_of_the_preset(script, presets,
     assert (code or 0, errors) == (0, "")
     shown = shown_defaults(printed)
     config = presets[preset or "digits"]
-    expected = {f"--{path.replace('_', '-')}": str(get(config, path)) for path in OPTIONS}
+    words = {path: " ".join(map(str, value)) if isinstance(value := get(config, path), tuple) else str(value) for path in OPTIONS}
+    expected = {f"--{path.replace('_', '-')}": word for path, word in words.items()}
     assert {name: shown.get(name) for name in expected} == expected
     assert shown["--preset"] == (preset or "digits")
     assert shown["--workdir"] == ("runs" if script == "sweep" else "required")
@@ -319,9 +328,9 @@ def test_help_shows_every_option_with_the_default_of_the_preset(script, presets,
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("evaluate", ("--run", "--split", "--data-dir", "--teacher", "--out")),
+        ("evaluate", ("--run", "--split", "--data-dir", "--folder", "--teacher", "--out")),
         ("report", ("--results", "--tuning")),
-        ("prepare_data", ("--name", "--data-dir", "--archive")),
+        ("prepare_data", ("--name", "--data-dir", "--archive", "--folder", "--image-size", "--channels", "--test-share")),
         ("compact", ("--run", "--out", "--data-dir")),
     ],
 )
@@ -346,6 +355,25 @@ def test_options_are_edits_of_the_preset(options, monkeypatch):
             optimizer=dataclasses.replace(expected.optimizer, clip_norm=None),
         )
     assert given[0].config == expected and given[0].workdir == "w"
+
+
+@pytest.mark.parametrize(
+    ("options", "preset"),
+    [
+        (["--data.folder", "photos"], "folder"),
+        (["--data.folder=photos"], "folder"),
+        (["--data.folder", "photos", "--preset", "cifar10"], "cifar10"),
+    ],
+)
+def test_a_folder_has_a_preset_of_its_own(options, preset, monkeypatch):
+    given = []
+    monkeypatch.setattr(command_line, "_train", given.append)
+    monkeypatch.setattr(sys, "argv", ["x", "--workdir", "w", "--data.image-size", "32", "48", *options])
+    command_line.train(STUDENTS, description=None)
+    expected = STUDENTS[preset]
+    expected = dataclasses.replace(expected, data=dataclasses.replace(expected.data, folder="photos", image_size=(32, 48)))
+    assert given[0].config == expected and given[0].preset == preset
+    assert given[0].config.data.dataset == "photos"
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ import json
 import math
 import os
 import random
+import re
 import typing
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
 from conftest import edit
 
-from wdkd.config import DEFAULT_RADIUS, STUDENTS, TEACHERS, Config, MethodConfig, differences, from_dict, to_dict
+from wdkd.config import DEFAULT_RADIUS, STUDENTS, TEACHERS, Config, DataConfig, MethodConfig, differences, from_dict, to_dict
 from wdkd.errors import UsageError
 from wdkd.wording import shown
 
@@ -37,7 +39,7 @@ def get(config, path):
 
 def some_value(hint, draw, other_than):
     """A value of the type, other than the one given; not necessarily in range."""
-    choices = get_args(hint) if get_origin(hint) not in (None, Literal) else (hint,)
+    choices = get_args(hint) if get_origin(hint) not in (None, Literal, tuple) else (hint,)
     made = {
         int: lambda: draw.randrange(-5, 10**9),
         float: lambda: draw.choice([draw.uniform(-1, 9), 10 ** draw.uniform(-30, 30), 0.1 + 0.2, 3.0]),
@@ -47,7 +49,10 @@ def some_value(hint, draw, other_than):
     }
     while True:
         choice = draw.choice(choices)
-        value = draw.choice(get_args(choice)) if get_origin(choice) is Literal else made[choice]()
+        if get_origin(choice) is tuple:
+            value = tuple(made[get_args(choice)[0]]() for _ in range(draw.randrange(3)))
+        else:
+            value = draw.choice(get_args(choice)) if get_origin(choice) is Literal else made[choice]()
         if value != other_than:
             return value
 
@@ -154,6 +159,7 @@ def test_an_unknown_field_is_named_with_the_near_one():
 
 EARLIER = {"augment.views": None, "train.steps_per_call": None, "train.precision": "float32", "cache.mode": "off"}
 EARLIER |= {"cache.precision": "float32", "cache.budget": 2048, "optimizer.max_skipped": 0, "train.checkpoint_seconds": None}
+EARLIER |= {"data.folder": None, "data.image_size": (32,), "data.channels": None, "data.test_share": 0.2, "data.max_unreadable": 0.05}
 """Options that came later, and how things were before them."""
 
 
@@ -199,6 +205,8 @@ WRONG = {
     "seed": ["0", 0.0, None, False],
     "method": [None, 3, []],
     "optimizer.clip_norm": [[], {}, [[1.0]]],
+    "data.image_size": [32, None, "32", {}],
+    "data.folder": [3, ["a"]],
 }
 
 
@@ -225,6 +233,9 @@ NAN, INF = math.nan, math.inf
 LIMITS = {
     "data.n_per_class": ([1, None], [0, -1, 2**31]),
     "data.validation_size": ([0, 7], [-1, 2**31]),
+    "data.channels": ([None, 1, 3], [0, 2, 4, -1]),
+    "data.test_share": ([0.01, 0.99], [0.0, 1.0, -0.1, NAN, INF]),
+    "data.max_unreadable": ([0.0, 0.99], [1.0, -0.1, NAN, INF]),
     "model.width": ([1, 1024], [0, -4, 1025]),
     "method.temperature": ([1e-3, 100.0], [0.0, -1.0, NAN, INF, -INF]),
     "method.epsilon": ([None, 0.0, 3.0, 1e6], [-1e-9, NAN, INF, -INF, 1.1e6]),
@@ -253,7 +264,8 @@ LIMITS = {
 
 
 def test_every_number_has_limits_that_are_tested():
-    numbers = {path for path, hint in OPTIONS.items() if hint in (int, float) or {int, float} & set(get_args(hint))}
+    single = {path: hint for path, hint in OPTIONS.items() if get_origin(hint) is not tuple}
+    numbers = {path for path, hint in single.items() if hint in (int, float) or {int, float} & set(get_args(hint))}
     assert numbers == set(LIMITS)
 
 
@@ -286,7 +298,7 @@ def test_names_that_could_leave_a_directory_or_a_line_are_refused(path):
         edit(Config(), {path: name}).check()
 
 
-@pytest.mark.parametrize("path", ["teacher", "data.data_dir"])
+@pytest.mark.parametrize("path", ["teacher", "data.data_dir", "data.folder"])
 def test_paths_that_are_none_are_refused(path):
     for name in ("", "a\0b", "a\nb", "\x1b[31m", "\ud800", "x" * 4096):
         with pytest.raises(UsageError) as caught:
@@ -344,3 +356,45 @@ def test_the_radius_is_the_methods_own_unless_given():
     assert MethodConfig(name="kd").radius == 0.0
     assert MethodConfig(name="wdkd", epsilon=0.0).radius == 0.0
     assert MethodConfig(name="kd", epsilon=0.5).radius == 0.5
+
+
+@pytest.mark.parametrize("size", [(), (7,), (32, 7), (4097,), (32, 32, 3), (-1, 32)])
+def test_sizes_that_are_none_are_refused(size):
+    with pytest.raises(UsageError, match="data.image_size is .*; it must be one or two numbers between 8 and 4096"):
+        edit(Config(), {"data.image_size": size}).check()
+
+
+def test_one_number_is_both_sides_of_an_image():
+    assert edit(Config(), {"data.image_size": (48,)}).check().data.image_hw == (48, 48)
+    assert edit(Config(), {"data.image_size": (48, 64)}).check().data.image_hw == (48, 64)
+
+
+def test_a_sizes_elements_have_their_type_and_its_json_is_a_list():
+    values = to_dict(Config())["data"]
+    assert from_dict(DataConfig, values | {"image_size": [48, 64]}).image_size == (48, 64)
+    with pytest.raises(UsageError, match=r"image_size\[1\] is 2.5; it must be int"):
+        from_dict(DataConfig, values | {"image_size": [48, 2.5]})
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        (None, "digits"),
+        ("photos", "photos"),
+        ("/a/b/My photos.v2/", "My-photos-v2"),
+        ("a/cifar10", "cifar10-folder"),  # Not that set.
+        ("folder", "folder-folder"),
+        ("Cafe\u0301", "Cafe"),
+        ("caf\u00e9", "cafe"),
+    ],
+)
+def test_a_folder_gives_the_data_set_its_name(folder, name):
+    assert edit(Config(), {"data.folder": folder}).data.dataset == name
+
+
+def test_names_that_lose_letters_are_told_apart():
+    folders = ("фото", "кошки", "写真", "x" * 61, "x" * 62, "/", "\udcff", "...")
+    names = [DataConfig(folder=folder).dataset for folder in folders]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,70}", name) for name in names)
+    assert edit(Config(), {"data.folder": "x/.."}).data.dataset == Path.cwd().name

@@ -26,7 +26,10 @@ LAYERS = (
         "launcher",
         "vary",
     },
-    {"data", "prepared", "declaration", "decoding", "datasets", "datasets.digits", "models", "state"},
+    {
+        *("data", "prepared", "declaration", "decoding", "datasets", "datasets.digits", "models", "state"),
+        *("images", "folder", "contents", "datasets.folder", "prepared_folder"),
+    },
     {"folding", "torch_reference", "meeting", "lifeline", "relay", "pool", "ray_pool"},
     {"teacher", "methods"},
     {"steps"},

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from wdkd.errors import UsageError
 from wdkd.prepared import data_directory, find_prepared
@@ -95,6 +96,30 @@ def test_damaged_digits_are_prepared_again(script, offline, tmp_path, capsys):
     assert said.out.count("digits is prepared in") == 2
     assert said.err.count("\n") == 1 and "are damaged" in said.err and "they are made again" in said.err
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"} == good
+
+
+def test_a_folder_is_prepared_and_counted(script, offline, tmp_path, capsys):
+    for place, count in {"кот": 3, "[dog]": 2, "test/кот": 1, "test/[dog]": 4}.items():
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (20, 30), (number, 50, 9)).save(tmp_path / "photos" / place / f"{number}.jpg")
+    script.main(script.Arguments(name=(), folder=str(tmp_path / "photos"), image_size=(16, 24)))
+    words = re.sub(r"[^\w\[\]:]+", " ", capsys.readouterr().out)
+    assert "photos: images of 16x24x3 class training test [dog] 2 4 кот 3 1 all 5 5" in words
+    (tmp_path / "none").mkdir()
+    Image.new("L", (20, 30)).save(tmp_path / "none" / "a.png")
+    Image.new("L", (30, 20)).save(tmp_path / "none" / "b.png")
+    script.main(script.Arguments(name=(), folder=str(tmp_path / "none"), test_share=0.5))
+    words = re.sub(r"[^\w()\[\]:]+", " ", capsys.readouterr().out)
+    assert "none: images of 32x32x1 class training test (no label) 1 1 all 1 1" in words
+
+
+def test_options_of_the_two_kinds_of_sets_do_not_mix(script, tmp_path):
+    for options in ({"name": ("digits",)}, {"data_dir": "x"}, {"archive": Path("x")}):
+        assert "give one of them" in message(script.main, script.Arguments(**{"name": ()} | options, folder=str(tmp_path)))
+    assert "data.channels is for images of your own" in message(script.main, script.Arguments(name=("digits",), channels=1))
+    assert "data.test_share is 0; it must be between" in message(script.main, script.Arguments(name=(), folder="x", test_share=0))
+    assert "holds no images" in message(script.main, script.Arguments(name=(), folder=str(tmp_path)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="tensorflow is installed, so nothing is missing")

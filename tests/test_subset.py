@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wdkd.errors import UsageError
-from wdkd.subset import few_shot_indices, subset_hash, validation_split
+from wdkd.subset import few_shot_indices, held_out, subset_hash, validation_split
 
 COUNTS = (40, 25, 31, 60)
 SIZES = (1, 2, 3, 7, 10, 24, 25)
@@ -151,3 +151,33 @@ def test_a_validation_split_that_empties_a_class_is_refused(labels):
     assert "at least 4" in refused(validation_split, labels, 3)
     text = refused(validation_split, labels, 100)
     assert "class 1 has only 25" in text and "use at most 96" in text
+
+
+# --- held_out -----------------------------------------------------------------------------------------------------------
+
+
+def names_of(count, label):
+    return [f"{label}/{number}.png" for number in range(count)]
+
+
+def test_held_out_is_about_the_share_and_does_not_depend_on_the_other_images():
+    names, labels = names_of(3000, 0) + names_of(3000, 1), np.repeat([0, 1], 3000)
+    chosen = held_out(names, labels, 0.2)
+    for label in (0, 1):  # Five deviations of a binomial.
+        assert abs(chosen[labels == label].mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 3000)
+    some = np.random.default_rng(0).permutation(6000)[:2000]
+    np.testing.assert_array_equal(held_out([names[i] for i in some], labels[some], 0.2), chosen[some])
+    assert (chosen <= held_out(names, labels, 0.3)).all()
+
+
+def test_held_out_leaves_some_on_either_side():
+    for count, share in ((2, 1e-9), (5, 1e-9), (2, 1 - 1e-9), (5, 1 - 1e-9)):
+        chosen = held_out(names_of(count, 0) + names_of(count, 1), np.repeat([0, 1], count), share)
+        assert all(0 < part.sum() < count for part in (chosen[:count], chosen[count:]))
+    assert held_out(["a", "b/1", "b/2"], np.array([0, 1, 1]), 0.5)[0] == False  # noqa: E712
+
+
+def test_held_out_takes_equal_spellings_for_equal_and_images_without_a_class():
+    composed, decomposed = ["caf\u00e9", *names_of(50, 0)], ["cafe\u0301", *names_of(50, 0)]
+    labels = np.full(51, -1)
+    np.testing.assert_array_equal(held_out(composed, labels, 0.5), held_out(decomposed, labels, 0.5))

@@ -16,7 +16,10 @@ def test_every_option_is_known_with_its_type():
     assert option_types() == OPTIONS
 
 
-@pytest.mark.parametrize("option", sorted(set(OPTIONS) - set(OWN_AXIS)))
+SINGLE = [option for option, hint in OPTIONS.items() if typing.get_origin(hint) is not tuple]
+
+
+@pytest.mark.parametrize("option", sorted(set(SINGLE) - set(OWN_AXIS)))
 def test_every_option_can_be_varied_and_nothing_else_changes(option):
     kinds = typing.get_args(OPTIONS[option]) or (OPTIONS[option],)
     words = [word for kind in kinds for word in WORDS.get(kind, ("None",) if kind is type(None) else (kind,))]
@@ -68,3 +71,11 @@ def test_a_literal_that_looks_like_a_number_stays_text():
 )
 def test_a_directory_is_named_by_the_value_and_leads_nowhere_else(option, value, expected):
     assert suffix(option, value) == expected
+
+
+def test_sizes_are_written_with_an_x():
+    axis = read_axis("data.image-size=32,48x64")
+    assert axis.values == ((32,), (48, 64))
+    assert [suffix(axis.option, value) for value in axis.values] == ["-image_size32", "-image_size48x64"]
+    with pytest.raises(UsageError, match="data.image_size is 'big'; it must be int"):
+        read_axis("data.image_size=big")

@@ -146,7 +146,7 @@ class Board:
 def _row(run: Watched) -> tuple[str, ...]:
     """The directory of all runs, data set, augmentation, and method with what else is tried."""
     job = run.job
-    return str(job.root), job.config.data.name, job.config.augment.name, job.variant
+    return str(job.root), job.config.data.dataset, job.config.augment.name, job.variant
 
 
 def _most_telling(rows: dict[tuple[str, ...], list[Watched]], most: int) -> list[tuple[str, ...]]:

@@ -82,7 +82,7 @@ def collect(
         place = "/".join(where.parts[:2])
         try:
             result = read_result(path)
-            reason = f"it diverged: {result.reason}" if result.evaluation is None else objection(where, result)
+            reason = _unusable(result) or objection(where, result)
         except UsageError as error:
             reason = str(error).replace(shown(path, 300), shown(where, 300))
         if reason is None:
@@ -91,6 +91,15 @@ def collect(
             warnings.setdefault(place, []).append(f"{shown(where, 300)} is left out: {reason}")
     tracks = {place: report(results, warnings.pop(place, [])) for place, results in groups.items()}
     return Collection(root, len(paths), tracks, [line for lines in warnings.values() for line in lines])
+
+
+def _unusable(result: Result) -> str | None:
+    """Why a result is in no table, whatever the table, if it is in none."""
+    if result.evaluation is None:
+        return f"it diverged: {result.reason}"
+    if result.evaluation.accuracy is None:
+        return f"its images have no labels, so there is no accuracy, but agreement with the teacher of {result.evaluation.agreement:.2%}"
+    return None
 
 
 def without_matrix(result: Result) -> Result:

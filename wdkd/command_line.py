@@ -27,7 +27,7 @@ from wdkd.vary import option_types
 from wdkd.wording import shown
 
 Arguments = TypeVar("Arguments")
-Preset = Literal["digits", "fashion_mnist", "cifar10"]
+Preset = Literal["digits", "fashion_mnist", "cifar10", "folder"]
 
 
 def main(
@@ -63,7 +63,7 @@ class TrainArguments:
     """Directory of the run: config, subset, metrics, checkpoints, result. Given again, the run goes on."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Preset = "digits"
-    """Defaults for a data set; the options below change them."""
+    """Defaults for a data set, with --data.folder those of `folder`; the options below change them."""
     results: str | None = None
     """Also write the result to RESULTS/<data set>/<track>/<method>/n<N>/seed<k>.json, where launch/report.py finds it."""
     coordinator: str | None = None
@@ -128,9 +128,10 @@ def _default_sweep(presets: Mapping[str, Config], argv: Sequence[str]) -> SweepA
 def _preset_name(presets: Mapping[str, Config], argv: Sequence[str]) -> Any:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--preset", nargs="?")
-    given = peek.parse_known_args(argv)[0].preset
+    peek.add_argument("--data.folder", nargs="?", dest="folder")
+    given, _ = peek.parse_known_args(argv)
     # A name that is not there is left for tyro to refuse; as a default, it would be accepted.
-    return given if given in presets else "digits"
+    return given.preset if given.preset in presets else "digits" if given.folder is None else "folder"
 
 
 def _sweep(presets: Mapping[str, Config], arguments: SweepArguments) -> None:
@@ -193,9 +194,9 @@ def summary(result: Result) -> str:
     found = result.evaluation
     parts = [
         f"{result.dataset} {result.method} N={result.n_per_class or 'full'} seed {result.seed}",
-        f"{found.split} accuracy {found.accuracy:.2%} on {found.count} images",
+        f"{found.split} accuracy {'not known' if found.accuracy is None else f'{found.accuracy:.2%}'} on {found.count} images",
         "" if found.agreement is None else f"agreement with the teacher {found.agreement:.2%}",
-        f"ECE {found.ece:.3f}",
+        "" if found.ece is None else f"ECE {found.ece:.3f}",
         f"{result.model}, {result.parameters:,} parameters, {result.steps} steps",
     ]
     return "; ".join(part for part in parts if part)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import Any, Literal
 
 from wdkd.checks import MAX_RADIUS, MOST, require, require_count, require_name, require_number, require_path
@@ -9,12 +10,16 @@ from wdkd.errors import UsageError
 from wdkd.typed_json import EARLIER
 from wdkd.typed_json import from_dict as from_dict
 from wdkd.typed_json import to_dict as to_dict
-from wdkd.wording import shown
+from wdkd.wording import safe_name, shown
 
 
 def _added(default: Any, earlier: Any = None) -> Any:
     """An option that stored configs may lack: those were written when `earlier` was how things were."""
     return dataclasses.field(default=default, metadata={EARLIER: earlier})
+
+
+MIN_SIDE, MAX_SIDE = 8, 4096
+"""Pixels on a side of an image: the networks' three stages must be able to halve the least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +36,33 @@ class DataConfig:
     """Training images set aside for tuning, class-balanced, the same for every seed; no subset ever contains one."""
     evaluate_on: Literal["test", "validation"] = "test"
     """What the final accuracy is measured on; tune on validation, report on test."""
+    folder: str | None = _added(None)
+    """Folder of your own images, in place of a TFDS set: CLASS/*.png, jpg, jpeg, webp, bmp and, if there is one, test/CLASS/*.
+    Images directly in it have no labels; every method but ce learns from them."""
+    image_size: tuple[int, ...] = _added((32,), (32,))
+    """Height and width that a folder's images are resized (short side) and centre-cropped to; one number: both."""
+    channels: int | None = _added(None)
+    """1: a folder's images become grey; 3: RGB; None: 3, or 1 where all of them are grey."""
+    test_share: float = _added(0.2, 0.2)
+    """Share of each class that is held out for evaluation where the folder has no test/, by a hash of each image's name."""
+    max_unreadable: float = _added(0.05, 0.05)
+    """Share of a folder's images that may be broken: those are named and left out; more are an error."""
 
-    def check(self) -> None:
+    @property
+    def dataset(self) -> str:
+        """What the data set is called in results: its TFDS name, or the folder's name made safe."""
+        if self.folder is None:
+            return self.name
+        name = safe_name(os.path.basename(os.path.abspath(self.folder)))
+        # Published numbers, and results of the set itself, are not of a folder that happens to be called like it.
+        return f"{name}-folder" if name in STUDENTS else name
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """(height, width) of a folder's images."""
+        return self.image_size[0], self.image_size[-1]
+
+    def check(self) -> "DataConfig":
         require_name("data.name", self.name)
         require_path("data.data_dir", self.data_dir)
         if self.n_per_class is not None:
@@ -40,6 +70,14 @@ class DataConfig:
         require_count("data.validation_size", self.validation_size, least=0)
         if self.evaluate_on == "validation":
             require(self.validation_size > 0, "data.validation_size", self.validation_size, "above 0 to evaluate on validation")
+        require_path("data.folder", self.folder)
+        sides = " ".join(map(str, self.image_size))
+        within = len(self.image_size) in (1, 2) and all(MIN_SIDE <= side <= MAX_SIDE for side in self.image_size)
+        require(within, "data.image_size", sides or "empty", f"one or two numbers between {MIN_SIDE} and {MAX_SIDE}")
+        require(self.channels in (None, 1, 3), "data.channels", self.channels, "1, 3 or None")
+        require(0 < self.test_share < 1, "data.test_share", self.test_share, "between 0 and 1, both excluded")
+        require(0 <= self.max_unreadable < 1, "data.max_unreadable", self.max_unreadable, "at least 0 and below 1")
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,8 +322,14 @@ STUDENTS: dict[str, Config] = {
     "digits": _student("digits", model=ModelConfig(width=8), validation_size=180, padding=1, flip=False, steps=300, batch_size=50),
     "fashion_mnist": _student("fashion_mnist", model=_WHITENED, validation_size=5000, padding=2, flip=True, steps=2000, batch_size=32),
     "cifar10": _student("cifar10", model=_WHITENED, validation_size=5000, padding=2, flip=True, steps=2000, batch_size=32),
+    "folder": Config(
+        data=DataConfig(name="folder", validation_size=0, n_per_class=None),
+        model=_WHITENED,
+        augment=AugmentConfig(name="flip_crop", padding=4),
+        train=TrainConfig(steps=2000, batch_size=32),
+    ),
 }
-"""Presets of launch/distill.py, by data set."""
+"""Presets of launch/distill.py, by data set; `folder` is that of --data.folder."""
 
 
 def _teacher(
@@ -306,6 +350,7 @@ TEACHERS: dict[str, Config] = {
     "digits": _teacher(STUDENTS["digits"], name="cnn", width=16, steps=300, batch_size=100, learning_rate=0.1),
     "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=40, steps=11200, batch_size=128, learning_rate=0.2, decay=1e-3),
     "cifar10": _teacher(STUDENTS["cifar10"], width=56, steps=5600, batch_size=128, learning_rate=0.2, decay=1e-3),
+    "folder": _teacher(STUDENTS["folder"], width=40, steps=2000, batch_size=64, learning_rate=0.1),
 }
 """Presets of launch/train_teacher.py: a run of method ce on all training images but the validation split."""
 

@@ -22,6 +22,7 @@ from wdkd.result import Evaluation, Result
 from wdkd.run_directory import Run, read_run, read_teacher, read_trained
 from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step, make_naming_step
 from wdkd.teacher import Teacher, check_agreement, inference
+from wdkd.wording import shown
 
 BATCH = 256
 NAMED = 4
@@ -43,7 +44,7 @@ def evaluate_network(apply: TeacherApply, variables: Any, teacher: Teacher | Non
     for draw in _draws(len(split.evaluation_labels)):
         part = step(variables, data, taught, draw)
         sums = part if sums is None else metrics.add(sums, part)
-    return metrics.summarize(sums, split.evaluation_split, split.class_names, teacher is not None)
+    return metrics.summarize(sums, split.evaluation_split, split.class_names, teacher is not None, split.evaluation_labelled)
 
 
 def _draws(size: int) -> Iterator[EvaluationDraw]:
@@ -104,7 +105,7 @@ def build_result(
     return Result(
         config=config,
         evaluation=evaluation,
-        dataset=config.data.name,
+        dataset=config.data.dataset,
         track=TRACKS[config.augment.name],
         method=config.method.name,
         n_per_class=config.data.n_per_class,
@@ -135,13 +136,19 @@ def build_result(
 
 
 def evaluate_checkpoint(
-    directory: str | os.PathLike, *, split: str | None = None, data_dir: str | None = None, teacher: str | None = None
+    directory: str | os.PathLike,
+    *,
+    split: str | None = None,
+    data_dir: str | None = None,
+    folder: str | None = None,
+    teacher: str | None = None,
 ) -> Result:
     """Evaluates the newest checkpoint of a run, rebuilt from the config that is stored with it.
 
     Args:
       split: "test" or "validation"; None: the one in the stored config.
       data_dir: where TFDS keeps the data here; None: the stored one, else $TFDS_DATA_DIR.
+      folder: where the images are now that the run took from a folder; None: where they were in training.
       teacher: directory of the teacher; None: where it was in training. Agreement is None where it is no longer there.
 
     Raises:
@@ -149,14 +156,22 @@ def evaluate_checkpoint(
     """
     run = read_run(directory)
     stored = run.config.data
-    config = dataclasses.replace(stored, evaluate_on=split or stored.evaluate_on, data_dir=data_dir or stored.data_dir)
+    if folder is not None and stored.folder is None:
+        raise UsageError(f"{directory} was trained on the data set {stored.name}, not on a folder; leave --folder out")
+    config = dataclasses.replace(
+        stored,
+        evaluate_on=split or stored.evaluate_on,
+        data_dir=data_dir or stored.data_dir,
+        folder=folder or run.data_folder or stored.folder,
+    )
     config.check()
     trained = read_trained(directory)
     for reason in trained.passed_over:
         note(reason)
-    data = few_shot_split(load_dataset(config), config, run.config.seed)
+    data = few_shot_split(load_dataset(config), config, run.config.seed).with_classes(run.input.class_names)
     if list(data.image_shape) != run.input.image_shape or list(data.class_names) != run.input.class_names:
-        raise UsageError(f"{directory} was trained on other images or classes than {data.name} has; restore that data set")
+        where = "" if config.folder is None else f" in {shown(config.folder, 200)}"
+        raise UsageError(f"{directory} was trained on other images or classes than {data.name} has{where}; restore that data set")
     loaded = _find_teacher(teacher, run.teacher_directory)
     if loaded is not None:
         check_agreement(loaded, classes=data.num_classes, image_shape=data.image_shape)

@@ -46,7 +46,7 @@ class Job:
     @property
     def root(self) -> Path:
         """The directory of all of its sweep's runs."""
-        return self.workdir.parents[3 + len(Path(self.config.data.name).parts)]
+        return self.workdir.parents[3 + len(Path(self.config.data.dataset).parts)]
 
     @property
     def variant(self) -> str:
@@ -58,7 +58,7 @@ class Job:
         """The file that the result is also written to, where reports look for it; variants of a method are apart in tuning alone."""
         data, track = self.config.data, TRACKS[self.config.augment.name]
         name = self.variant if data.evaluate_on == "validation" else self.config.method.name
-        return self.publish / data.name / track / name / f"n{data.n_per_class or 'full'}" / f"seed{self.config.seed}.json"
+        return self.publish / data.dataset / track / name / f"n{data.n_per_class or 'full'}" / f"seed{self.config.seed}.json"
 
 
 def expand(grid: Grid, base: Config, workdir: Path, results: Path) -> list[Job]:
@@ -104,7 +104,7 @@ def _job(base: Config, workdir: Path, results: Path, point: tuple[Any, ...], var
         config = edited(config, axis.option, value)
         variant += suffix(axis.option, value)
     create_stages(config.check().method)
-    name = Path(config.data.name) / augmentation / variant / f"n{n or 'full'}" / f"seed{seed}"
+    name = Path(config.data.dataset) / augmentation / variant / f"n{n or 'full'}" / f"seed{seed}"
     publish = results / "tuning" if config.data.evaluate_on == "validation" else results
     return Job(config, workdir / name, publish, workdir / "teacher-cache")
 

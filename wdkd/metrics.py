@@ -86,12 +86,13 @@ def calibration_error(sums: Sums) -> float:
     return float(np.abs(correct - confidence).sum() / int(sums.count))
 
 
-def summarize(sums: Sums, split: str, class_names: Sequence[str], with_teacher: bool) -> Evaluation:
+def summarize(sums: Sums, split: str, class_names: Sequence[str], with_teacher: bool, labelled: bool = True) -> Evaluation:
     """Divides, once, what was summed over a whole split.
 
     Args: sums over the split, on the host or addressable from it; class_names, C of them. Returns an Evaluation in
     fractions; agreement is None unless with_teacher. A class without images has accuracy 0.0, which is valid JSON where
-    NaN is not; its row of `confusion` is all zeros, and that tells it from a class that was always missed.
+    NaN is not; its row of `confusion` is all zeros, and that tells it from a class that was always missed. Unless `labelled`,
+    nothing but agreement is known.
     Raises UsageError when there is no image, class_names do not fit, labels were out of range, or outputs not finite.
     """
     count, confusion = int(sums.count), np.asarray(sums.confusion)
@@ -101,7 +102,7 @@ def summarize(sums: Sums, split: str, class_names: Sequence[str], with_teacher: 
         raise UsageError(
             f"the data set has {len(class_names)} classes but the network {len(confusion)} outputs; evaluate on its own data set"
         )
-    if confusion.sum() != count:
+    if labelled and confusion.sum() != count:
         raise UsageError(
             f"{count - confusion.sum()} labels of the {split} split are outside [0, {len(confusion)}); evaluate on its own data set"
         )
@@ -110,12 +111,17 @@ def summarize(sums: Sums, split: str, class_names: Sequence[str], with_teacher: 
         raise UsageError(
             f"the network's outputs on the {split} split are not finite (confidence is NaN); lower the learning rate and train again"
         )
+    agreement = int(sums.agree) / count if with_teacher else None
+    if not labelled:
+        if agreement is None:
+            raise UsageError(f"the {split} images have no labels, so agreement with a teacher is all that can be measured; give --teacher")
+        return Evaluation(split, count, None, None, agreement, [], [], list(class_names))
     return Evaluation(
         split=split,
         count=count,
         accuracy=int(sums.correct) / count,
         ece=ece,
-        agreement=int(sums.agree) / count if with_teacher else None,
+        agreement=agreement,
         per_class_accuracy=[float(right / max(total, 1)) for right, total in zip(np.diag(confusion), confusion.sum(axis=1), strict=True)],
         confusion=confusion.tolist(),
         class_names=list(class_names),

@@ -11,13 +11,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from wdkd.cache import cache_directory, publish, temporary_beside, warn_unwritable
+from wdkd.config import MIN_SIDE
 from wdkd.datasets.digits import Digits
 from wdkd.declaration import check_declaration
 from wdkd.errors import UsageError, unknown
@@ -27,8 +28,6 @@ MAX_BYTES = 2**31
 """Decoded size above which a set is refused: all of it is kept in memory, and on the device."""
 MAX_CLASSES = 2000
 """A result has a matrix of classes by classes."""
-MIN_SIDE = 8
-"""Smallest height and width, in pixels, that the networks' three stages can halve."""
 
 _NAME = re.compile(r"[A-Za-z_]\w{0,99}(/\w[\w.\-]{0,99})?", re.ASCII)
 _VERSION = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
@@ -90,28 +89,44 @@ def unknown_dataset(name: str, data_dir: Path) -> UsageError:
 def digits_directory() -> Path:
     """The folder of the prepared digits, in the cache; prepared now if need be, which any number of processes may do at once."""
     final = cache_directory() / "tfds" / "digits" / str(Digits.VERSION)
-    if _is_prepared(final):
-        return final
+    return final if is_prepared(final) else keep(final, write_digits)
+
+
+def keep(final: Path, write: Callable[[Path], Path]) -> Path:
+    """Has a set written and returns where it is: at `final`, in the cache, or where that cannot be written in a folder that ends with
+    this process.
+
+    Args:
+      write: (new folder) -> the prepared folder that it has made in it.
+
+    Raises:
+      UsageError: if there is no room anywhere.
+    """
     try:
         with temporary_beside(final) as temporary:
-            _prepare_digits(temporary)
-            publish(temporary / "digits" / str(Digits.VERSION), final)
+            publish(write(temporary), final)
         return final
     except Exception as error:  # A full disk surfaces as whatever TFDS and array_record raise.
         warn_unwritable(final, error)
     scratch = Path(tempfile.mkdtemp(prefix="wdkd-"))
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     try:
-        _prepare_digits(scratch)
+        return write(scratch)
     except Exception as error:
         raise UsageError(f"cannot write {scratch}: {shown(error, 200)}; make room there, or set TMPDIR to a folder that has it") from error
-    return scratch / "digits" / str(Digits.VERSION)
 
 
-def _prepare_digits(data_dir: Path) -> None:
+def write_digits(data_dir: Path) -> Path:
+    """The digits, prepared in a new folder."""
+    return build(Digits(data_dir=data_dir, file_format="array_record"))
+
+
+def build(builder: tfds.core.DatasetBuilder) -> Path:
+    """Has a builder of ours write its set. Returns the folder."""
     # TFDS announces every step on both streams; this is over in seconds.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        Digits(data_dir=data_dir, file_format="array_record").download_and_prepare()
+        builder.download_and_prepare()
+    return Path(builder.data_dir)
 
 
 def _folders(directory: Path) -> list[Path]:
@@ -123,11 +138,12 @@ def _folders(directory: Path) -> list[Path]:
 
 def _versions(directory: Path) -> list[Path]:
     """Folders of prepared versions, oldest first. Unfinished ones have other names."""
-    found = [path for path in _folders(directory) if _VERSION.fullmatch(path.name) and _is_prepared(path)]
+    found = [path for path in _folders(directory) if _VERSION.fullmatch(path.name) and is_prepared(path)]
     return sorted(found, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
-def _is_prepared(directory: Path) -> bool:
+def is_prepared(directory: Path) -> bool:
+    """Whether a folder is that of a prepared set."""
     return os.path.isfile(directory / "dataset_info.json")
 
 

@@ -19,13 +19,14 @@ MAX_BYTES = 32 * 2**20
 class Evaluation:
     """A network on one split, every image counted once.
 
-    Accuracy, agreement and ece are fractions in [0, 1]; `confusion[i][j]` counts images of class i called j.
+    Accuracy, agreement and ece are fractions in [0, 1]; `confusion[i][j]` counts images of class i called j. Of images without labels
+    agreement alone is known: accuracy and ece are None, and the lists by class are empty.
     """
 
     split: str
     count: int
-    accuracy: float
-    ece: float
+    accuracy: float | None
+    ece: float | None
     agreement: float | None
     """Share of images on which student and teacher name the same class; None without a teacher."""
     per_class_accuracy: list[float]
@@ -40,6 +41,11 @@ class Evaluation:
             require_fraction(f"evaluation.{name}", getattr(self, name))
         for value in self.per_class_accuracy:
             require_fraction("evaluation.per_class_accuracy", value)
+        if self.accuracy is None:
+            known = self.ece is not None or self.per_class_accuracy or self.confusion or self.agreement is None
+            require(not known, "evaluation.accuracy", None, "a number, unless agreement is all that is known")
+            return
+        require(self.ece is not None, "evaluation.ece", self.ece, "a number where accuracy is one")
         sizes = {len(self.class_names), len(self.per_class_accuracy), len(self.confusion), *map(len, self.confusion)}
         require(len(sizes) == 1 and 0 not in sizes, "evaluation.confusion", f"for {shown(sorted(sizes))} classes", "for one number of them")
         for row in self.confusion:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wdkd import checkpoint, lock, parallel
-from wdkd.checks import require
-from wdkd.config import EARLIER, Config, differences, from_dict, to_dict
+from wdkd.checks import require, require_path
+from wdkd.config import EARLIER, MAX_SIDE, Config, differences, from_dict, to_dict
 from wdkd.data import Split
 from wdkd.errors import UsageError
 from wdkd.files import read_json, write_json
@@ -28,8 +28,6 @@ from wdkd.teacher import Teacher, inference
 
 MAX_CONFIG = 2**20
 """Bytes of the largest config.json that is read."""
-MAX_SIDE = 4096
-"""Pixels on the longest side of an image that a network is rebuilt for."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
@@ -70,13 +68,16 @@ class Run:
     revision: str
     teacher_hash: str | None = dataclasses.field(default=None, metadata={EARLIER: None})
     """Of the teacher's parameters: a run goes on with the teacher that it began with."""
+    data_folder: str | None = dataclasses.field(default=None, metadata={EARLIER: None})
+    """The folder of the images, where they are of one, as an absolute path."""
 
 
 def describe_run(config: Config, given: Input, teacher: Teacher | None = None) -> Run:
     """The run as it is started now, by this code."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]}
     directory = None if config.teacher is None else str(Path(config.teacher).absolute())
-    return Run(config, given, directory, versions, _revision(), teacher and teacher.hash)
+    folder = None if config.data.folder is None else str(Path(config.data.folder).absolute())
+    return Run(config, given, directory, versions, _revision(), teacher and teacher.hash, folder)
 
 
 def _revision() -> str:
@@ -184,6 +185,7 @@ def read_run(directory: str | os.PathLike) -> Run:
     try:
         run.config.check()
         run.input.check()
+        require_path("data_folder", run.data_folder)
     except (UsageError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     return run

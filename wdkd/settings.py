@@ -9,7 +9,7 @@ from wdkd.tables import METHODS
 
 NOT_SETTINGS = (
     *("data.n_per_class", "method.name", "seed"),  # A column, a row and an average of every table.
-    *("data.name", "data.data_dir", "data.evaluate_on", "teacher"),  # Whose differences the tables' warnings name.
+    *("data.name", "data.data_dir", "data.folder", "data.evaluate_on", "teacher"),  # Whose differences the tables' warnings name.
     # These change no result, nor does it matter whether the teacher was recorded.
     *("train.log_every", "train.checkpoint_every", "train.checkpoint_seconds", "train.steps_per_call", "cache.mode", "cache.budget"),
 )

@@ -1,6 +1,8 @@
 """(labels, n_per_class, seed) -> indices: which training images a student gets to see. NumPy only."""
 
 import hashlib
+import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -77,6 +79,31 @@ def validation_split(labels: np.ndarray, size: int, *, num_classes: int | None =
     chosen = [_shuffled(labels, label, (_VALIDATION, label))[:quota] for label, quota in enumerate(quotas)]
     validation = np.sort(np.concatenate(chosen))
     return np.delete(np.arange(len(labels), dtype=np.int64), validation), validation
+
+
+def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:
+    """Which images are held out for evaluation: about `share` of each class, by a hash of each name.
+
+    Adding or removing images moves no other, and names decide alone, but for a class of which that would leave one side empty:
+    then its image with the smallest hash is held out, or the one with the largest is not.
+
+    Args:
+        names: of the N images, equal ones where they are equal in Unicode's NFC.
+        labels: integers (N,), class of each image.
+        share: above 0 and below 1.
+
+    Returns:
+        bool (N,), True on what is held out; a class of one image has none.
+    """
+    hashes = [hashlib.sha256(unicodedata.normalize("NFC", name).encode(errors="surrogateescape")).digest()[:8] for name in names]
+    places = np.array([int.from_bytes(digest, "big") for digest in hashes], np.float64) / 2**64
+    chosen = places < share
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort(places[members], kind="stable")]
+        if len(members) > 1:
+            chosen[members[0]], chosen[members[-1]] = True, False
+    return chosen & (np.bincount(labels - labels.min())[labels - labels.min()] > 1)
 
 
 def subset_hash(indices: np.ndarray) -> str:

@@ -51,7 +51,8 @@ def execute(job: Job, interruption: Interruption | None = None) -> Result:
 
 def _execute_in_worker(job: Job, interruption: Interruption) -> str:
     parallel.enable_compilation_cache()
-    return f"{execute(job, interruption).evaluation.accuracy:.2%}"
+    found = execute(job, interruption).evaluation
+    return f"agrees {found.agreement:.2%}" if found.accuracy is None else f"{found.accuracy:.2%}"
 
 
 def run_sweep(jobs: Sequence[Job], workers: int = 1, cluster: Cluster | None = None) -> list[tuple[Job, str]]:

@@ -95,10 +95,12 @@ def _linearized_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Arr
     return logits, tangents[0] + (jacobian * moved[:, None]).sum((2, 3, 4))
 
 
-def check_agreement(teacher: Teacher, *, classes: int, image_shape: tuple[int, ...]) -> None:
-    """Raises UsageError unless the teacher has the student's classes and image shape."""
+def check_agreement(teacher: Teacher, *, classes: int, image_shape: tuple[int, ...], resizable: bool = False) -> None:
+    """Raises UsageError unless the teacher has the student's classes and image shape; `resizable` images can be had in its shape."""
     if teacher.classes != classes:
         raise UsageError(f"teacher {teacher.path} has {teacher.classes} classes and the data {classes}; train a teacher on this data set")
     if tuple(teacher.image_shape) != tuple(image_shape):
         theirs, ours = ("×".join(map(str, shape)) for shape in (teacher.image_shape, image_shape))
-        raise UsageError(f"teacher {teacher.path} takes {theirs} images and the data has {ours}; train a teacher on this data set")
+        height, width, channels = teacher.image_shape
+        remedy = f"give --data.image-size {height} {width} --data.channels {channels}" if resizable else "train a teacher on this data set"
+        raise UsageError(f"teacher {teacher.path} takes {theirs} images and the data has {ours}; {remedy}")

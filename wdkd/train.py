@@ -55,8 +55,11 @@ def run(
         split = few_shot_split(load_dataset(config.data), config.data, config.seed)
         check_image_shape(split.image_shape)
         teacher = None if config.teacher is None else read_teacher(config.teacher)
+        check_labels(split, stages, config)
         if teacher is not None:
-            check_agreement(teacher, classes=split.num_classes, image_shape=split.image_shape)
+            split = split.with_classes([str(number) for number in range(teacher.classes)])
+            fits = {"classes": split.num_classes, "image_shape": split.image_shape, "resizable": config.data.folder is not None}
+            check_agreement(teacher, **fits)
         described = describe_run(config, measure_input(split), teacher)
         trainer = Trainer(described, split, teacher, stages)
         if parallel.is_main_process():
@@ -82,6 +85,14 @@ def check(config: Config) -> tuple[Stage, ...]:
     parallel.check_batch(config.train.batch_size)
     parallel.check_precision(config.train.precision)
     return stages
+
+
+def check_labels(split: Split, stages: tuple[Stage, ...], config: Config) -> None:
+    """Raises UsageError where the method learns from labels, or the evaluation needs a teacher, and the images have none of it."""
+    method = config.method
+    if not split.train_labelled and (method.loss == "ce" or not all(stage.needs_teacher for stage in stages)):
+        which = f"method {method.name!r}" if method.loss != "ce" else "method.loss 'ce'"
+        raise UsageError(f"{which} learns from labels, and the training images of {split.name} have none; put them into folders of classes")
 
 
 def finished_result(directory: Path, config: Config) -> Result | None:

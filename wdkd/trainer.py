@@ -239,7 +239,7 @@ class Trainer:
 
     def title(self) -> str:
         config = self.config
-        return f"{config.data.name} {config.method.name} n={config.data.n_per_class or 'full'} seed={config.seed}"
+        return f"{config.data.dataset} {config.method.name} n={config.data.n_per_class or 'full'} seed={config.seed}"
 
     def draws(self, step: int, index: int, wish: int | None = None) -> Draw:
         """This process's part of the next call's global batches, (devices, steps, b): one step, or as many as fit before

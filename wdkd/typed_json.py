@@ -48,6 +48,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if type(value) is not str or value not in allowed:
             raise _wrong(where, value, f"one of {', '.join(allowed)}")
         return value
+    if get_origin(hint) is tuple:
+        return tuple(_convert_many(list[get_args(hint)[0]], list(value) if type(value) is tuple else value, where))
     if get_origin(hint) in (list, dict):
         return _convert_many(hint, value, where)
     if hint is float and type(value) is int:

@@ -59,11 +59,16 @@ def read_axis(text: str) -> Axis:
 
 
 def from_word(hint: Any, word: str, where: str) -> Any:
-    """A word of the command line as the type that `hint` says; None stands for itself. Raises UsageError where it is of another."""
+    """A word of the command line as the type that `hint` says; None stands for itself, 32x48 for (32, 48).
+
+    Raises UsageError where it is of another.
+    """
     if isinstance(hint, types.UnionType):
         (hint,) = (choice for choice in get_args(hint) if choice is not types.NoneType)
         if word == "None":
             return None
+    if typing.get_origin(hint) is tuple:
+        return tuple(from_word(get_args(hint)[0], part, where) for part in word.split("x"))
     if hint in (int, float):
         with contextlib.suppress(ValueError):
             return hint(word)
@@ -78,5 +83,7 @@ def edited(config: Any, option: str, value: Any) -> Any:
 
 def suffix(option: str, value: Any) -> str:
     """What a value adds to the name of a run's directory, as -temperature4."""
+    if isinstance(value, tuple):
+        value = "x".join(map(str, value))
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return f"-{option.rpartition('.')[2]}{re.sub(r'[^A-Za-z0-9_.+-]', '_', text)}"

@@ -39,7 +39,7 @@ class Watched:
 
     @property
     def kind(self) -> Kind:
-        return self.job.config.data.name, self.job.config.method.name
+        return self.job.config.data.dataset, self.job.config.method.name
 
     @property
     def state(self) -> State:
