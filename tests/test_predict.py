@@ -1,6 +1,7 @@
 """Predictions are the network's own, of images made to fit; what cannot be read is named, with code 2 at the end."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
