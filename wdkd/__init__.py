@@ -82,6 +82,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"wdkd.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'wdkd' has no attribute {name!r}")
     return getattr(importlib.import_module(f"wdkd.{_HOMES[name]}"), name)

@@ -268,7 +268,7 @@ def _teacher(trained: Trained, given: str | None) -> tuple[Trained, float | None
     if directory is None:
         return None
     if given is None and not Path(directory).is_dir():
-        note(f"the teacher is no longer at {directory}, so it is not in the table; give --teacher")
+        note(f"the teacher {directory} is no directory of a run here, so it is not in the table; --teacher names one")
         return None
     result = Path(directory) / "result.json"
     evaluation = read_result(result).evaluation if result.exists() else None

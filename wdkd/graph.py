@@ -90,7 +90,7 @@ def record(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> Grap
 def _operation(name: str) -> Primitive:
     """A primitive that stands in the jaxpr for a module of several; `shape` is that of its output."""
     operation = Primitive(name)
-    operation.def_abstract_eval(lambda x, *_, shape, **attributes: jax.core.ShapedArray(shape, x.dtype))
+    operation.def_abstract_eval(lambda x, *_, shape, **attributes: x.update(shape=shape))
     return operation
 
 

@@ -91,13 +91,16 @@ def read_judge(path: str | os.PathLike, student: Exported) -> Judge:
 
 
 def _judge_of_run(path: str | os.PathLike) -> Judge:
-    # JAX and flax, which an exported network does without.
+    # An exported network does without these.
+    import jax
+
     from wdkd.run_directory import read_run, read_teacher
 
     given = read_run(path).input
     teacher = read_teacher(path)
+    apply = jax.jit(lambda variables, pixels: teacher.apply(variables, pixels).logits)
     height, width, channels = given.image_shape
-    return Judge((height, width), channels, given.class_names, lambda pixels: np.asarray(teacher.apply(teacher.variables, pixels).logits))
+    return Judge((height, width), channels, given.class_names, lambda pixels: np.asarray(apply(teacher.variables, pixels)))
 
 
 def predict(student: Exported, paths: Sequence[Path], judge: Judge | None = None) -> Iterator[Prediction | UsageError]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from wdkd.graph import PIXELS
 
@@ -40,11 +39,10 @@ def quantize(model: bytes, pixels: np.ndarray, metadata: Mapping[str, str]) -> b
     chosen = pixels[np.linspace(0, len(pixels) - 1, min(len(pixels), IMAGES)).astype(int)]
     grouped = any(node.op_type == "InstanceNormalization" for node in onnx.load_from_string(model).graph.node)
     with tempfile.TemporaryDirectory(prefix="wdkd-") as folder, _quiet():
-        given, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("given", "prepared", "quantized"))
+        given, quantized = (Path(folder) / f"{name}.onnx" for name in ("given", "quantized"))
         given.write_bytes(model)
-        quant_pre_process(given, prepared, skip_symbolic_shape=True)
         quantize_static(
-            prepared,
+            given,
             quantized,
             _Images(chosen),
             quant_format=QuantFormat.QDQ,
@@ -61,7 +59,7 @@ def quantize(model: bytes, pixels: np.ndarray, metadata: Mapping[str, str]) -> b
 
 
 class _quiet:
-    """The quantiser advises on the root logger what has been done already."""
+    """On the root logger, the quantiser advises to prepare models as `onnx_graph` has."""
 
     def __enter__(self) -> None:
         self._level = logging.root.manager.disable
