@@ -125,7 +125,7 @@ def test_a_sweep_and_its_grid_file_find_it_too(tmp_path, monkeypatch):
     argv = ["--workdir", str(tmp_path / "runs"), "--student", "auto", "--budget", "5k-params", "--methods", "ce"]
     default = command_line._default_sweep(STUDENTS, argv)
     given = parse(command_line.SweepArguments, argv, description=None, default=default)
-    jobs = command_line._jobs(command_line._with_student(given, STUDENTS))
+    jobs = command_line._jobs(STUDENTS, given)
     (tmp_path / "grid.toml").write_text('[default]\nstudent = "auto"\nbudget = ["5k-params"]\n[[sweep]]\nmethods = ["ce"]\n')
     monkeypatch.setattr(sys, "argv", ["launch/sweep.py", *argv[:2]])
     declared = command_line._declared_jobs(STUDENTS, str(tmp_path / "grid.toml"))

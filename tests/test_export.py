@@ -192,6 +192,17 @@ def test_an_output_that_cannot_be_written_is_refused(teacher_run, tmp_path):
     refused("cannot write", teacher_run[0], "onnx", "/proc/wdkd/a.onnx")
 
 
+def test_a_teacher_that_is_gone_is_left_out_of_the_table(finished_run, tmp_path, capsys):
+    shutil.copytree(finished_run("kd")[0], tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "teacher_directory": str(tmp_path / "gone")}))
+    refused(f"{tmp_path / 'no'} is not a directory", tmp_path / "run", "onnx", tmp_path / "a.onnx", teacher=str(tmp_path / "no"))
+    report = export_run(tmp_path / "run", "onnx", tmp_path / "a.onnx", show=False)
+    assert [cost.name for cost in report.costs] == ["student"]
+    assert f"note: the teacher is not in the table: {tmp_path / 'gone'} is not a directory" in capsys.readouterr().err
+
+
 def test_int8_is_for_onnx(teacher_run, tmp_path):
     refused("--int8 is for --format onnx", teacher_run[0], "stablehlo", tmp_path / "a", int8=True)
 

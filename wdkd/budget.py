@@ -50,7 +50,7 @@ class Size:
 
 
 def read_budgets(texts: Sequence[str]) -> dict[str, int]:
-    """Limits by what they limit: {"parameters": 200000} for 200k-params. Raises UsageError for a text that is none, or a limit twice."""
+    """Limits by what they limit: {"parameters": 200000} for 200k-params. Raises UsageError for none, a text that is none, or a limit twice."""
     limits: dict[str, int] = {}
     for text in texts:
         match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)[ _-]?([kmg]?i?)[ _-]?(params|parameters|flops|b)", text.strip().lower())
@@ -64,6 +64,8 @@ def read_budgets(texts: Sequence[str]) -> dict[str, int]:
         limits[kind] = int(float(match[1]) * PREFIXES[match[2]])
         if limits[kind] < 1:
             raise UsageError(f"budget is {shown(text)!r}; it must be above 0")
+    if not limits:
+        raise UsageError("--student auto needs a --budget, as 200k-params, 10MFLOPs or 1MB")
     return limits
 
 
@@ -77,8 +79,6 @@ def choose(student: Student, budgets: Sequence[str], norm: str, *, classes: int,
       UsageError: for a budget that is none, that no network fits, or that all do.
     """
     limits = read_budgets(budgets)
-    if not limits:
-        raise UsageError("--student auto needs a --budget, as 200k-params, 10MFLOPs or 1MB")
     families = PREFERRED if student == "auto" else (student.removeprefix("auto-"),)
     size = functools.cache(lambda name, width: size_of(ModelConfig(name, width, norm), classes=classes, image_shape=image_shape))
 

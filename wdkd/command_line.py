@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from wdkd import parallel, parsing
-from wdkd.budget import Student, choose
+from wdkd.budget import Student, choose, read_budgets
 from wdkd.config import Config
 from wdkd.data import load_dataset
 from wdkd.errors import UsageError
@@ -99,7 +99,12 @@ def train(presets: Mapping[str, Config], *, description: str | None) -> None:
     """The main function of the scripts that train: options are edits of the preset that --preset names."""
     name = _preset_name(presets, sys.argv[1:])
     default = TrainArguments(workdir=tyro.MISSING, config=presets[name], preset=name)
-    main(TrainArguments, lambda given: _train(_with_student(given, presets)), description=description, default=default)
+
+    def check_and_train(given: TrainArguments) -> None:
+        _check_student(given, presets)
+        _train(given)
+
+    main(TrainArguments, check_and_train, description=description, default=default)
 
 
 def sweep(presets: Mapping[str, Config], *, description: str | None) -> None:
@@ -124,7 +129,7 @@ def _preset_name(presets: Mapping[str, Config], argv: Sequence[str]) -> Any:
 
 def _sweep(presets: Mapping[str, Config], arguments: SweepArguments) -> None:
     cluster = _cluster(arguments)
-    jobs = _jobs(_with_student(arguments, presets)) if arguments.grid is None else _declared_jobs(presets, arguments.grid)
+    jobs = _jobs(presets, arguments) if arguments.grid is None else _declared_jobs(presets, arguments.grid)
     failed = run_sweep(jobs, arguments.workers, cluster)
     places = ", ".join(dict.fromkeys(str(job.publish) for job in jobs))
     print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete; results are below {places}")
@@ -135,7 +140,9 @@ def _sweep(presets: Mapping[str, Config], arguments: SweepArguments) -> None:
         raise UsageError(f"{len(failed)} runs are not complete, first {job.workdir}: {line}; the same command goes on with the rest")
 
 
-def _jobs(arguments: SweepArguments) -> list[Job]:
+def _jobs(presets: Mapping[str, Config], arguments: SweepArguments) -> list[Job]:
+    _check_student(arguments, presets)
+    arguments = _with_student(arguments)
     return expand(arguments.axes, arguments.config, Path(arguments.workdir), Path(arguments.results))
 
 
@@ -147,27 +154,35 @@ def _declared_jobs(presets: Mapping[str, Config], path: str) -> list[Job]:
     for where, words in read_grid(path, options, excluded):
         argv = [*words, *sys.argv[1:]]
         try:
-            jobs += _jobs(_with_student(parse(SweepArguments, argv, description=None, default=_default_sweep(presets, argv)), presets))
+            jobs += _jobs(presets, parse(SweepArguments, argv, description=None, default=_default_sweep(presets, argv)))
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
     return merged(jobs)
 
 
-def _with_student(arguments: Any, presets: Mapping[str, Config]) -> Any:
-    """The arguments with the network that --student auto finds within --budget. Raises UsageError where that is said by halves."""
-    if arguments.student is None:
-        if arguments.budget:
-            raise UsageError(f"--budget {' '.join(arguments.budget)} is for --student auto; give that too, or leave it out")
-        return arguments
+def _check_student(arguments: TrainArguments | SweepArguments, presets: Mapping[str, Config]) -> None:
+    """Raises UsageError where --student auto and what belongs to it do not go together."""
     model, preset = arguments.config.model, presets[arguments.preset].model
-    if (model.name, model.width) != (preset.name, preset.width):
+    if arguments.student is None and arguments.budget:
+        raise UsageError(f"--budget {' '.join(arguments.budget)} is for --student auto; give that too, or leave it out")
+    if arguments.student is not None and (model.name, model.width) != (preset.name, preset.width):
         raise UsageError("--student auto finds --model.name and --model.width itself; leave them out")
-    arguments.config.data.check()
-    images = load_dataset(arguments.config.data)
+
+
+def _with_student(arguments: Any) -> Any:
+    """The arguments with the network that --student auto finds within --budget. Raises UsageError where there is none."""
+    if arguments.student is None:
+        return arguments
+    config = arguments.config
+    config.data.check()
+    read_budgets(arguments.budget)  # Before the data, which may take a while to read.
+    images = load_dataset(config.data)
     check_image_shape(images.image_shape)
-    found, line = choose(arguments.student, arguments.budget, model.norm, classes=images.num_classes, image_shape=images.image_shape)
-    note(line)
-    return dataclasses.replace(arguments, config=dataclasses.replace(arguments.config, model=found))
+    shape = {"classes": images.num_classes, "image_shape": images.image_shape}
+    found, line = choose(arguments.student, arguments.budget, config.model.norm, **shape)
+    if parallel.is_main_process():
+        note(line)
+    return dataclasses.replace(arguments, config=dataclasses.replace(config, model=found))
 
 
 def _cluster(arguments: SweepArguments) -> Cluster | None:
@@ -187,6 +202,7 @@ def _cluster(arguments: SweepArguments) -> Cluster | None:
 def _train(arguments: TrainArguments) -> None:
     processes = arguments.coordinator, arguments.processes, arguments.process_id, arguments.connect_timeout
     with Interruption() as interruption, parallel.joined(*processes):
+        arguments = _with_student(arguments)
         result = run(arguments.config, arguments.workdir, interruption=interruption)
         if parallel.is_main_process():
             if arguments.results is not None:

@@ -24,6 +24,7 @@ from wdkd.progress import track
 from wdkd.result import read_result
 from wdkd.run_directory import Trained, read_trained
 from wdkd.teacher import inference
+from wdkd.timing import Spread
 from wdkd.wording import shown
 
 TOLERANCE = 1e-5
@@ -93,6 +94,7 @@ def export_run(
     _check_request(format, [out, report_of(out), *([small] if small else [])], small)
     trained = read_finished(directory)
     split = finished_split(trained, directory, data_dir)
+    beside = find_teacher(trained, teacher)
     with writing(out), temporary_beside(out.absolute()) as folder:
         logits = checkpoint_logits(trained, split.evaluation_images, show=show)
         described = describe_network(trained, split, logits, format)
@@ -104,7 +106,7 @@ def export_run(
         if small:
             written[small] = write_file(folder / small.name, quantized(written[out].read_bytes(), split, described))
             verified.append(compare(read_exported(written[small]), small, split, logits, show=show))
-        report = Report(str(directory), format, verified, costs(trained, described, written, verified, teacher, show=show))
+        report = Report(str(directory), format, verified, costs(trained, described, written, verified, beside, show=show))
         for final, path in written.items():
             os.replace(path, final)
         write_json(report_of(out), to_dict(report))
@@ -230,7 +232,13 @@ def quantized(model: bytes, split: Split, described: Description) -> bytes:
 
 
 def costs(
-    trained: Trained, described: Description, written: Mapping[Path, Path], verified: list[Verified], teacher: str | None, *, show: bool
+    trained: Trained,
+    described: Description,
+    written: Mapping[Path, Path],
+    verified: list[Verified],
+    teacher: tuple[Trained, float | None] | None,
+    *,
+    show: bool,
 ) -> list[Cost]:
     """A row for each file that was written, and one for the teacher where there is one."""
     runnable = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
@@ -241,15 +249,15 @@ def costs(
     if described.layout != LAYOUTS["onnx"] and runnable:
         models = {"student": write("onnx", trained, onnx_layout)}
     known = {name: (trained, paths[name].stat().st_size, found.accuracy) for name, found in zip(names, verified, strict=True)}
-    if (found := _teacher(trained, teacher)) is not None and runnable:
-        models["teacher"] = write("onnx", found[0], onnx_layout)
-        known["teacher"] = (found[0], len(models["teacher"]), found[1])
+    if teacher is not None and runnable:
+        models["teacher"] = write("onnx", teacher[0], onnx_layout)
+        known["teacher"] = (teacher[0], len(models["teacher"]), teacher[1])
     shapes = {name: network.run.input.image_shape for name, (network, *_) in known.items()}
     times = single_image(models, shapes, show=show) if runnable else {}
     return [_cost(name, *values, times.get(name)) for name, values in known.items()]
 
 
-def _cost(name: str, network: Trained, size: int, accuracy: float | None, times: object) -> Cost:
+def _cost(name: str, network: Trained, size: int, accuracy: float | None, times: Spread | None) -> Cost:
     model = network.run.config.model
     return Cost(
         name=name,
@@ -262,14 +270,21 @@ def _cost(name: str, network: Trained, size: int, accuracy: float | None, times:
     )
 
 
-def _teacher(trained: Trained, given: str | None) -> tuple[Trained, float | None] | None:
-    """The teacher's network, if it is that of a run, and its accuracy where that is known; a note says why it is missing."""
+def find_teacher(trained: Trained, given: str | None) -> tuple[Trained, float | None] | None:
+    """The network of the teacher's run, and its accuracy where that is known; None, and a note that says why, where it is not there.
+
+    Raises:
+      UsageError: if `given` is no run's directory, or that of a damaged one.
+    """
     directory = given or trained.run.teacher_directory
     if directory is None:
         return None
-    if given is None and not Path(directory).is_dir():
-        note(f"the teacher {directory} is no directory of a run here, so it is not in the table; --teacher names one")
+    try:
+        result = Path(directory) / "result.json"
+        evaluation = read_result(result).evaluation if result.exists() else None
+        return read_trained(directory), evaluation and evaluation.accuracy
+    except UsageError as error:
+        if given is not None:
+            raise
+        note(f"the teacher is not in the table: {error}; --teacher names another place")
         return None
-    result = Path(directory) / "result.json"
-    evaluation = read_result(result).evaluation if result.exists() else None
-    return read_trained(directory), evaluation and evaluation.accuracy
