@@ -50,7 +50,7 @@ class Size:
 
 
 def read_budgets(texts: Sequence[str]) -> dict[str, int]:
-    """Limits by what they limit: {"parameters": 200000} for 200k-params. Raises UsageError for none, a text that is none, or a limit twice."""
+    """Limits by what they limit: {"parameters": 200000} for 200k-params. Raises UsageError for none, no budget, or a limit twice."""
     limits: dict[str, int] = {}
     for text in texts:
         match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)[ _-]?([kmg]?i?)[ _-]?(params|parameters|flops|b)", text.strip().lower())
