@@ -81,7 +81,7 @@ def test_the_next_width_is_over_budget(student, budget, name):
 
 
 def test_where_the_whitening_is_too_much_it_is_a_plain_network():
-    chosen, _ = choose("auto", ["150kFLOPs"], "group", **DIGITS)
+    chosen, _ = choose("auto", ["120kFLOPs"], "group", **DIGITS)
     assert chosen == ModelConfig("cnn", 4, "group")
     assert choose("auto", ["30kFLOPs"], "group", **DIGITS)[0] in [ModelConfig("cnn", width, "group") for width in (1, 2, 3)]
 
@@ -98,6 +98,8 @@ def test_budgets_that_no_network_fits_or_all_do_are_refused():
         choose("auto", ["10-params"], "group", **DIGITS)
     with pytest.raises(UsageError, match=f"has room for a whitened_cnn of width {WIDEST}"):
         choose("auto", ["10G-params"], "group", **DIGITS)
+    with pytest.raises(UsageError, match="budget 100G-params is too large: model 'resnet56' of width 512"):
+        choose("auto-resnet", ["100G-params"], "group", **DIGITS)
     with pytest.raises(UsageError, match="needs a --budget"):
         choose("auto", [], "group", **DIGITS)
 

@@ -83,7 +83,7 @@ def test_an_image_of_another_size_is_made_to_fit(printed_by, student, tmp_path):
     printed = printed_by("--model", student[0], tmp_path / "a.png", "--json")
     seen = read_image(tmp_path / "a.png", (8, 8), 1).pixels
     row = read_exported(student[0])(pixels(seen[None]))[1][0]
-    assert np.abs(seen.astype(int) - student[1].evaluation_images[0]).mean() < 16
+    assert np.corrcoef(seen.ravel(), student[1].evaluation_images[0].ravel())[0, 1] > 0.9
     assert json.loads(printed)["probability"] == pytest.approx(float(row.max()), abs=1e-6)
 
 

@@ -1,6 +1,6 @@
 """The public API is complete, and costs nothing until it is used."""
 
-import importlib
+import importlib.util
 import subprocess
 import sys
 

@@ -85,8 +85,11 @@ def choose(student: Student, budgets: Sequence[str], norm: str, *, classes: int,
     def fits(name: str, width: int) -> bool:
         return all(getattr(size(name, width), kind) <= limit for kind, limit in limits.items())
 
-    name, width = _largest(families, fits)
     said = ", ".join(budgets)
+    try:
+        name, width = _largest(families, fits)
+    except UsageError as error:
+        raise UsageError(f"budget {said} is too large: {error}") from error
     if width < 1:
         raise UsageError(f"budget {said} is too small: the smallest {name} takes {size(name, 1).words()} for these images and classes")
     if width > WIDEST:
