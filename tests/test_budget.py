@@ -12,7 +12,7 @@ from test_command_line import one_cache as one_cache
 from test_command_line import refused as refused
 from test_folding import drawn
 
-from wdkd import command_line
+from wdkd import command_line, models
 from wdkd.budget import WIDEST, choose, read_budgets, size_of
 from wdkd.config import STUDENTS, ModelConfig
 from wdkd.errors import UsageError
@@ -98,10 +98,14 @@ def test_budgets_that_no_network_fits_or_all_do_are_refused():
         choose("auto", ["10-params"], "group", **DIGITS)
     with pytest.raises(UsageError, match=f"has room for a whitened_cnn of width {WIDEST}"):
         choose("auto", ["10G-params"], "group", **DIGITS)
-    with pytest.raises(UsageError, match="budget 100G-params is too large: model 'resnet56' of width 512"):
-        choose("auto-resnet", ["100G-params"], "group", **DIGITS)
     with pytest.raises(UsageError, match="needs a --budget"):
         choose("auto", [], "group", **DIGITS)
+
+
+def test_a_budget_beyond_what_is_trained_is_refused(monkeypatch):
+    monkeypatch.setattr(models, "MAX_PARAMETERS", 10**6)
+    with pytest.raises(UsageError, match="budget 100G-params is too large: model 'cnn' of width 64 has about 1 million parameters"):
+        choose("auto-cnn", ["100G-params"], "group", **DIGITS)
 
 
 # --- in the command lines ---------------------------------------------------------------------------------------------
