@@ -332,6 +332,8 @@ def test_help_shows_every_option_with_the_default_of_the_preset(script, presets,
         ("report", ("--results", "--tuning")),
         ("prepare_data", ("--name", "--data-dir", "--archive", "--folder", "--image-size", "--channels", "--test-share")),
         ("compact", ("--run", "--out", "--data-dir")),
+        ("export", ("--run", "--format", "--out", "--teacher", "--data-dir")),
+        ("predict", ("--model", "--teacher")),
     ],
 )
 def test_help_of_the_other_scripts(script, options, call):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from wdkd import command_line, parallel
+from wdkd import parallel, parsing
 from wdkd.errors import Interrupted, UsageError
 
 pytestmark = pytest.mark.timeout(300)
@@ -33,7 +33,7 @@ def main(given):
             total = float(add(parallel.share(np.arange(8.0))))
             print(f"\n{json.dumps([jax.process_index(), jax.process_count(), jax.device_count(), total])}")
     except UsageError as error:
-        command_line.fail(str(error))
+        parsing.fail(str(error))
 
 
 def environment(**more):

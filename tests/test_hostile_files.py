@@ -16,7 +16,7 @@ from test_config import OPTIONS
 from test_report import make_evaluation, make_result
 from tiny_set import prepare_tiny, tiny_images
 
-from wdkd import command_line
+from wdkd import command_line, parsing
 from wdkd.arrays import map_array, read_array
 from wdkd.cache import temporary_beside
 from wdkd.config import STUDENTS, Config, DataConfig, from_dict, to_dict
@@ -52,7 +52,7 @@ def command_lines(draw):
 @given(command_lines())
 def test_command_lines(argv):
     default = command_line.TrainArguments(workdir="w", config=STUDENTS["digits"], preset="digits")
-    parsed = outcome(command_line.parse, command_line.TrainArguments, argv, description=None, default=default)
+    parsed = outcome(parsing.parse, command_line.TrainArguments, argv, description=None, default=default)
     if isinstance(parsed, command_line.TrainArguments):
         checked(parsed.config)
 

@@ -1,58 +1,39 @@
-"""What the launch scripts share: parsing by tyro, errors on one line with exit code 2."""
+"""The command lines of training and of sweeps, and what the launch scripts share."""
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import io
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from wdkd import parallel
+from wdkd import parallel, parsing
+from wdkd.budget import Student, choose, read_budgets
 from wdkd.config import Config
-from wdkd.errors import Interrupted, UsageError
+from wdkd.data import load_dataset
+from wdkd.errors import UsageError
 from wdkd.grid import Grid, Job, expand, merged
 from wdkd.grid_file import read_grid
 from wdkd.interruption import Interruption
 from wdkd.methods import METHODS
+from wdkd.models import check_image_shape
+from wdkd.notes import note
+from wdkd.parsing import parse
 from wdkd.result import Result, results_path, write_result
 from wdkd.sweep import Cluster, run_sweep
 from wdkd.train import run
 from wdkd.vary import option_types
-from wdkd.wording import shown
 
-Arguments = TypeVar("Arguments")
 Preset = Literal["digits", "fashion_mnist", "cifar10", "folder"]
 
 
-def main(
-    cls: type[Arguments],
-    function: Callable[[Arguments], Any],
-    *,
-    description: str | None,
-    default: Arguments | None = None,
-    flags: bool = False,
-) -> None:
-    """Parses sys.argv into `cls` and calls `function` with it; UsageError ends the process with one line and code 2.
-
-    `flags`: an option that is False by default takes no value.
-    """
+def main(cls: type[Any], function: Callable[[Any], Any], **options: Any) -> None:
+    """As `parsing.main`, with compiled programs kept between processes."""
     parallel.enable_compilation_cache()
-    try:
-        function(parse(cls, sys.argv[1:], description=description, default=default, flags=flags))
-    except UsageError as error:
-        fail(str(error))
-    except Interrupted as error:
-        fail(str(error), code=Interrupted.EXIT_CODE)
-    except KeyboardInterrupt:
-        fail("interrupted", code=130)
-    except MemoryError:
-        fail("there is not enough memory; use smaller options or a larger machine")
+    parsing.main(cls, function, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +45,10 @@ class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     preset: Preset = "digits"
     """Defaults for a data set, with --data.folder those of `folder`; the options below change them."""
+    student: Student | None = None
+    """auto: the largest network within --budget, instead of --model.name and --model.width; auto-resnet and so on: of that family."""
+    budget: tuple[str, ...] = ()
+    """What the student may take, for --student auto: 200k-params, 10MFLOPs, 1MB (of its export), or several of these."""
     results: str | None = None
     """Also write the result to RESULTS/<data set>/<track>/<method>/n<N>/seed<k>.json, where launch/report.py finds it."""
     coordinator: str | None = None
@@ -88,6 +73,10 @@ class SweepArguments:
     """Directory of the runs' directories."""
     results: str = "results"
     """Directory of the results, where launch/report.py finds them."""
+    student: Student | None = None
+    """auto: the largest network within --budget, as for launch/distill.py."""
+    budget: tuple[str, ...] = ()
+    """What the student may take, for --student auto: 200k-params, 10MFLOPs, 1MB, or several of these."""
     grid: str | None = None
     """TOML file of [[sweep]] tables of these options, and [default] for what they share; those of the command line hold for all."""
     workers: int = 1
@@ -102,7 +91,7 @@ class SweepArguments:
     """GPUs of each run on Ray; 0: runs are on the CPU."""
 
 
-SHARED = ("preset", "workdir", "results")
+SHARED = ("preset", "workdir", "results", "student", "budget")
 """Options of a sweep that a grid file may have too, beside those of its runs; the others say how it is executed."""
 
 
@@ -110,7 +99,12 @@ def train(presets: Mapping[str, Config], *, description: str | None) -> None:
     """The main function of the scripts that train: options are edits of the preset that --preset names."""
     name = _preset_name(presets, sys.argv[1:])
     default = TrainArguments(workdir=tyro.MISSING, config=presets[name], preset=name)
-    main(TrainArguments, _train, description=description, default=default)
+
+    def check_and_train(given: TrainArguments) -> None:
+        _check_student(given, presets)
+        _train(given)
+
+    main(TrainArguments, check_and_train, description=description, default=default)
 
 
 def sweep(presets: Mapping[str, Config], *, description: str | None) -> None:
@@ -136,7 +130,7 @@ def _preset_name(presets: Mapping[str, Config], argv: Sequence[str]) -> Any:
 
 def _sweep(presets: Mapping[str, Config], arguments: SweepArguments) -> None:
     cluster = _cluster(arguments)
-    jobs = _jobs(arguments) if arguments.grid is None else _declared_jobs(presets, arguments.grid)
+    jobs = _jobs(presets, arguments) if arguments.grid is None else _declared_jobs(presets, arguments.grid)
     failed = run_sweep(jobs, arguments.workers, cluster)
     places = ", ".join(dict.fromkeys(str(job.publish) for job in jobs))
     print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete; results are below {places}")
@@ -147,7 +141,9 @@ def _sweep(presets: Mapping[str, Config], arguments: SweepArguments) -> None:
         raise UsageError(f"{len(failed)} runs are not complete, first {job.workdir}: {line}; the same command goes on with the rest")
 
 
-def _jobs(arguments: SweepArguments) -> list[Job]:
+def _jobs(presets: Mapping[str, Config], arguments: SweepArguments) -> list[Job]:
+    _check_student(arguments, presets)
+    arguments = _with_student(arguments)
     return expand(arguments.axes, arguments.config, Path(arguments.workdir), Path(arguments.results))
 
 
@@ -159,10 +155,35 @@ def _declared_jobs(presets: Mapping[str, Config], path: str) -> list[Job]:
     for where, words in read_grid(path, options, excluded):
         argv = [*words, *sys.argv[1:]]
         try:
-            jobs += _jobs(parse(SweepArguments, argv, description=None, default=_default_sweep(presets, argv)))
+            jobs += _jobs(presets, parse(SweepArguments, argv, description=None, default=_default_sweep(presets, argv)))
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
     return merged(jobs)
+
+
+def _check_student(arguments: TrainArguments | SweepArguments, presets: Mapping[str, Config]) -> None:
+    """Raises UsageError where --student auto and what belongs to it do not go together."""
+    model, preset = arguments.config.model, presets[arguments.preset].model
+    if arguments.student is None and arguments.budget:
+        raise UsageError(f"--budget {' '.join(arguments.budget)} is for --student auto; give that too, or leave it out")
+    if arguments.student is not None and (model.name, model.width) != (preset.name, preset.width):
+        raise UsageError("--student auto finds --model.name and --model.width itself; leave them out")
+
+
+def _with_student(arguments: Any) -> Any:
+    """The arguments with the network that --student auto finds within --budget. Raises UsageError where there is none."""
+    if arguments.student is None:
+        return arguments
+    config = arguments.config
+    config.data.check()
+    read_budgets(arguments.budget)  # Before the data, which may take a while to read.
+    images = load_dataset(config.data)
+    check_image_shape(images.image_shape)
+    shape = {"classes": images.num_classes, "image_shape": images.image_shape}
+    found, line = choose(arguments.student, arguments.budget, config.model.norm, **shape)
+    if parallel.is_main_process():
+        note(line)
+    return dataclasses.replace(arguments, config=dataclasses.replace(config, model=found))
 
 
 def _cluster(arguments: SweepArguments) -> Cluster | None:
@@ -182,6 +203,7 @@ def _cluster(arguments: SweepArguments) -> Cluster | None:
 def _train(arguments: TrainArguments) -> None:
     processes = arguments.coordinator, arguments.processes, arguments.process_id, arguments.connect_timeout
     with Interruption() as interruption, parallel.joined(*processes):
+        arguments = _with_student(arguments)
         result = run(arguments.config, arguments.workdir, interruption=interruption)
         if parallel.is_main_process():
             if arguments.results is not None:
@@ -200,31 +222,3 @@ def summary(result: Result) -> str:
         f"{result.model}, {result.parameters:,} parameters, {result.steps} steps",
     ]
     return "; ".join(part for part in parts if part)
-
-
-def fail(text: str, code: int = 2) -> None:
-    """Prints an error on one line of stderr and ends the process."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def parse(
-    cls: type[Arguments], argv: Sequence[str], *, description: str | None, default: Arguments | None = None, flags: bool = False
-) -> Arguments:
-    """The arguments as an instance of `cls`. Raises UsageError, with tyro's words on one line, for arguments that do not parse."""
-    printed = io.StringIO()
-    extra = ({} if default is None else {"default": default}) | ({} if flags else {"config": (tyro.conf.FlagConversionOff,)})
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(cls, args=list(argv), description=description, **extra)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(printed.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """tyro's boxed message without its frame."""
-    # Where the terminal is not known to take UTF-8, the frame is made of these: + - |
-    words = re.sub(r"[╭╮╰╯│─]+", " ", box).split()
-    return shown(" ".join(word for word in words if not set(word) <= set("+-|")), 900)

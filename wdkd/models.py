@@ -121,10 +121,14 @@ class _Network(nn.Module):
         y = nn.Conv(width, window, strides, padding="SAME", use_bias=False, kernel_init=_he_normal, dtype=self.dtype)(x)
         return y.astype(jnp.float32) if self.dtype == jnp.bfloat16 else y
 
+    def halve(self, x: jax.Array) -> jax.Array:
+        """A method, so that `graph.record` sees a pooling where it is called."""
+        return _halve(x)
+
     def convolve_normalize(self, x: jax.Array, width: int, train: bool, *, halve: bool = False, **window: int) -> jax.Array:
         """norm(conv(x)), or norm(halve(conv(x))): what `folding.fold` makes one affine map of."""
         y = self.convolve(x, width, **window)
-        y = _halve(y) if halve else y
+        y = self.halve(y) if halve else y
         if self.folded:
             return Shift(signed=halve)(y)
         return self.normalize(y, train)
