@@ -26,7 +26,7 @@ class Arguments:
     data_dir: str | None = None
     """Where TFDS keeps the data; None: as in the run, else $TFDS_DATA_DIR."""
     teacher: str | None = None
-    """Directory of the teacher that agreement is measured with; None: where it was in training."""
+    """Teacher that agreement is measured with, in any form that distill.py takes; None: that of training."""
     out: str | None = None
     """Directory for evaluation.json and confusion.png; None: the run's directory."""
     verify: bool = False

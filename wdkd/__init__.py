@@ -10,6 +10,7 @@ from wdkd.config import (
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
+    TeacherInputConfig,
     TrainConfig,
 )
 from wdkd.data import Dataset, Split, few_shot_split, load_dataset
@@ -46,6 +47,7 @@ __all__ = [
     "Split",
     "Stage",
     "Teacher",
+    "TeacherInputConfig",
     "TrainConfig",
     "UsageError",
     "WorstCaseAux",
