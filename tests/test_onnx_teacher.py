@@ -281,7 +281,7 @@ def test_what_is_no_file_or_no_onnx_is_said(tmp_path):
     refused(path, "has 3,221,225,472 bytes; at most 2,147,483,647 are read")
     path.unlink()
     path.mkdir()
-    refused(path, "is no regular file")
+    refused(path, "cannot be read: Is a directory")
 
 
 def test_parameters_of_another_size_or_place_are_refused(tmp_path):

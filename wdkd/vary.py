@@ -6,7 +6,7 @@ import functools
 import re
 import types
 import typing
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from wdkd.config import Config
 from wdkd.errors import UsageError, suggestion
@@ -59,11 +59,16 @@ def read_axis(text: str) -> Axis:
 
 
 def from_word(hint: Any, word: str, where: str) -> Any:
-    """A word of the command line as the type that `hint` says; None stands for itself. Raises UsageError where it is of another."""
+    """A word of the command line as the type that `hint` says; None stands for itself, and several values have spaces between.
+
+    Raises UsageError where it is of another.
+    """
     if isinstance(hint, types.UnionType):
         (hint,) = (choice for choice in get_args(hint) if choice is not types.NoneType)
         if word == "None":
             return None
+    if get_origin(hint) is tuple:
+        return convert(hint, [from_word(get_args(hint)[0], part, where) for part in word.split()], where)
     if hint in (int, float):
         with contextlib.suppress(ValueError):
             return hint(word)
