@@ -34,6 +34,14 @@ CASES = {
     "Mish": [([], {}, 20)],
     "Softsign": [([], {}, 20)],
     "GlobalMaxPool": [([], {}, 20)],
+    "MaxPool": [
+        ([], {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, 12),
+        ([], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}, 22),
+        ([], {"kernel_shape": [2, 2], "strides": [3, 3], "pads": [0, 1, 0, 1], "ceil_mode": 1}, 12),
+        ([], {"kernel_shape": [2, 3], "dilations": [1, 2]}, 11),
+        ([], {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}, 12),
+        ([], {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"}, 12),
+    ],
     "LayerNormalization": [
         ([np.linspace(0.5, 2, 5, dtype=np.float32), np.linspace(-1, 1, 5, dtype=np.float32)], {"epsilon": 1e-3}, 17),
         ([np.linspace(0.5, 2, 15, dtype=np.float32).reshape(3, 5)], {"axis": 2}, 17),

@@ -36,6 +36,38 @@ def global_max_pool(x: Array) -> Array:
     return x.max(tuple(range(2, x.ndim)), keepdims=True)
 
 
+def max_pool(
+    x: Array,
+    *,
+    kernel_shape: tuple[int, ...],
+    strides: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    dilations: tuple[int, ...] | None = None,
+    ceil_mode: int = 0,
+    auto_pad: str = "NOTSET",
+    **_: Any,
+) -> Array:
+    """The library's, and with ceil_mode, which SqueezeNet and GoogLeNet have: a last window that is only partly inside counts too."""
+    ones = (1,) * len(kernel_shape)
+    strides, dilations = strides or ones, dilations or ones
+    begins, ends = (pads or (0, 0) * len(ones))[: len(ones)], (pads or (0, 0) * len(ones))[len(ones) :]
+    padding: Any = {"SAME_UPPER": "SAME", "SAME_LOWER": "SAME_LOWER"}.get(auto_pad)
+    if padding is None:
+        widths = [(kernel - 1) * dilation + 1 for kernel, dilation in zip(kernel_shape, dilations, strict=True)]
+        sizes = zip(x.shape[2:], begins, ends, widths, strides, strict=True)
+        extra = [_overhang(*each) if ceil_mode else 0 for each in sizes]
+        padding = [(0, 0), (0, 0), *((begin, end + more) for begin, end, more in zip(begins, ends, extra, strict=True))]
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 1, *kernel_shape), (1, 1, *strides), padding, None, (1, 1, *dilations))
+
+
+def _overhang(size: int, begin: int, end: int, width: int, stride: int) -> int:
+    """By how much the last window that begins inside reaches beyond the end."""
+    rest = size + begin + end - width
+    steps = -(-rest // stride)
+    steps -= steps * stride >= size + begin
+    return max(0, steps * stride - rest)
+
+
 def layer_normalization(x: Array, scale: Array, bias: Array | None = None, *, axis: int = -1, epsilon: float = 1e-5, **_: Any) -> Array:
     scaled = _standardized(x, tuple(range(axis % x.ndim, x.ndim)), epsilon) * scale
     return scaled if bias is None else scaled + bias
@@ -87,6 +119,7 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "Mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
     "Softsign": lambda x: x / (1 + jnp.abs(x)),
     "GlobalMaxPool": global_max_pool,
+    "MaxPool": max_pool,
     "LayerNormalization": layer_normalization,
     "InstanceNormalization": instance_normalization,
     "GroupNormalization": group_normalization,
