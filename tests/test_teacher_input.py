@@ -15,8 +15,8 @@ PIXELS = np.random.default_rng(0).uniform(size=(2, 6, 4, 3)).astype(np.float32)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def between(image_shape=(6, 4, 3), names=NAMES, channels=None, size=(None, None), **options):
-    return interface(TeacherInputConfig(**options), image_shape, names, where="net.onnx", channels=channels, size=size)
+def between(image_shape=(6, 4, 3), own_channels=None, own_size=(None, None), **options):
+    return interface(TeacherInputConfig(**options), image_shape, NAMES, where="net.onnx", channels=own_channels, size=own_size)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -33,9 +33,9 @@ def test_what_the_network_is_given(layout, value_range, scale, channels):
 
 def test_grey_images_are_repeated_for_a_network_of_colour_images():
     grey = PIXELS[..., :1]
-    for made in (between((6, 4, 1), channels=3), between((6, 4, 1), mean=MEAN)):
+    for made in (between((6, 4, 1), own_channels=3), between((6, 4, 1), mean=MEAN)):
         assert made.channels == 3 and made.shape == (3, 6, 4)
-    np.testing.assert_array_equal(between((6, 4, 1), channels=3, layout="nhwc").prepare(grey), np.repeat(grey, 3, -1))
+    np.testing.assert_array_equal(between((6, 4, 1), own_channels=3, layout="nhwc").prepare(grey), np.repeat(grey, 3, -1))
 
 
 def test_resizing_keeps_a_ramp_a_ramp_and_has_a_derivative():
@@ -50,9 +50,8 @@ def test_resizing_keeps_a_ramp_a_ramp_and_has_a_derivative():
 
 
 def test_the_size_is_the_networks_own_else_what_is_given_else_the_datas():
-    assert between(size=(9, 9)).size == (9, 9)
-    assert between(size=(9, 9)).shape == (3, 9, 9)
-    assert interface(TeacherInputConfig(size=(5, 7)), (6, 4, 3), NAMES, where="n").size == (5, 7)
+    assert between(own_size=(9, 9)).shape == (3, 9, 9) == between(own_size=(9, 9), size=(9, 9)).shape
+    assert between(size=(5, 7)).size == (5, 7) and between(own_size=(None, 7), size=(5, 7)).size == (5, 7)
     assert between().size == (6, 4)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,37 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-import onnx.inliner
 import onnxruntime
 from jaxonnxruntime.call_onnx import call_onnx_model
 from jaxonnxruntime.config_class import jaxort_only_allow_initializers_as_static_args as static_initializers_only
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from wdkd.config import TeacherInputConfig
 from wdkd.errors import UsageError
-from wdkd.files import read_file
 from wdkd.notes import note
+from wdkd.onnx_file import File, first_line, read_onnx
 from wdkd.onnx_operators import STATIC, missing
 from wdkd.teacher import Teacher
 from wdkd.teacher_input import adapt, check_outputs, interface
 from wdkd.wording import shown
 
-LIMIT = 2**31 - 1
-"""Most bytes of a file and its external data together: protobuf's own limit."""
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 TOLERANCE = 1e-3
 """Most difference from onnxruntime's outputs, as a share of the largest of them: rounding in float32 is far below it."""
 
 Network = Callable[[Any, jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A file that was read: the model, its path, and SHA-256 of its bytes and of its external data's."""
-
-    model: onnx.ModelProto
-    path: Path
-    hash: str
 
 
 def read_onnx_teacher(
@@ -115,57 +101,6 @@ def _output(network: Callable[..., list[jax.Array]], output: int, dtype: Any, va
     return network(variables, [x.astype(dtype)])[output]
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------
-
-
-def read_onnx(path: Path) -> File:
-    """The content of a file, checked as far as it can be without running it. Raises UsageError."""
-    content = _content(path, LIMIT)
-    digest, left = hashlib.sha256(content), LIMIT - len(content)
-    try:
-        model = onnx.load_model_from_string(content)
-        if not model.graph.node or not model.opset_import:
-            raise ValueError("it has no graph of operators")
-    except Exception as error:  # protobuf's own errors have no common class.
-        raise UsageError(f"teacher {path} is no ONNX file or is truncated ({shown(error, 120)}); export it again") from error
-    for name in _external_files(model, path):
-        more = _content(path.parent / name, left, of=path)
-        digest.update(more)
-        left -= len(more)
-    try:
-        load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model)
-        model = onnx.inliner.inline_local_functions(model)
-    except Exception as error:
-        raise UsageError(f"teacher {path} is damaged or no valid ONNX ({shown(_first_line(error), 200)}); export it again") from error
-    return File(model, path, digest.hexdigest())
-
-
-def _content(path: Path, limit: int, of: Path | None = None) -> bytes:
-    try:
-        return read_file(path, limit)
-    except FileNotFoundError:
-        if of is None:
-            raise UsageError(f"teacher {path} does not exist; give an .onnx file") from None
-        raise UsageError(f"teacher {of} keeps its parameters in {path.name}, which is missing; put it beside the file") from None
-    except UsageError as error:
-        raise UsageError(f"teacher: {error}") from error
-
-
-def _external_files(model: onnx.ModelProto, path: Path) -> list[str]:
-    """Names of the files, beside the model's own, that hold its parameters, sorted."""
-    tensors = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
-    names = sorted({entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"})
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts or (path.parent / name).is_symlink():
-            raise UsageError(f"teacher {path} keeps its parameters outside of its folder ({shown(name)}); export it into one folder")
-    return names
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # --- inputs and outputs -----------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +170,7 @@ def convert(file: File, image_shape: tuple[int, ...], where: str) -> tuple[Calla
             network, variables = call_onnx_model(model, [jnp.asarray(sample)])
         found = jax.eval_shape(network, variables, [sample])
     except Exception as error:  # Of anything that the library, JAX or NumPy has to say about a graph.
-        why = shown(_first_line(error), 200)
+        why = shown(first_line(error), 200)
         size = "×".join(map(str, image_shape))
         raise UsageError(
             f"teacher {where} does not run on one image of {size} ({why}); "
@@ -312,7 +247,7 @@ def _compare(file: File, one: Network, variables: Any, shape: tuple[int, ...], o
         session = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
         expected = np.asarray(session.run(None, {session.get_inputs()[0].name: images})[output], np.float32)
     except Exception as error:  # onnxruntime's own errors have no common class.
-        raise UsageError(f"teacher {where} does not run in onnxruntime ({shown(_first_line(error), 200)}); export it again") from error
+        raise UsageError(f"teacher {where} does not run in onnxruntime ({shown(first_line(error), 200)}); export it again") from error
     # Operator by operator, as they were compiled when the shapes were found.
     rows = [np.asarray(one(variables, images[i : i + 1]), np.float32) for i in range(min(batch, 2))]
     found, expected = np.concatenate(rows), expected[: len(rows)]
