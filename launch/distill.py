@@ -1,4 +1,4 @@
-"""Distils a student from a teacher's run and a few images per class. The same command goes on where it was stopped."""
+"""Distils a student from a teacher and a few images per class. The same command goes on where it was stopped."""
 
 from wdkd import command_line
 from wdkd.config import STUDENTS

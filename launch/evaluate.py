@@ -28,7 +28,7 @@ class Arguments:
     folder: str | None = None
     """The folder of the images, of a run with --data.folder whose folder has moved; None: as in the run."""
     teacher: str | None = None
-    """Directory of the teacher that agreement is measured with; None: where it was in training."""
+    """Teacher that agreement is measured with, in any form that distill.py takes; None: that of training."""
     out: str | None = None
     """Directory for evaluation.json and confusion.png; None: the run's directory."""
     verify: bool = False

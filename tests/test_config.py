@@ -47,12 +47,16 @@ def some_value(hint, draw, other_than):
         bool: lambda: draw.random() < 0.5,
         type(None): lambda: None,
     }
-    while True:
-        choice = draw.choice(choices)
+
+    def make(choice):
+        if get_origin(choice) is Literal:
+            return draw.choice(get_args(choice))
         if get_origin(choice) is tuple:
-            value = tuple(made[get_args(choice)[0]]() for _ in range(draw.randrange(3)))
-        else:
-            value = draw.choice(get_args(choice)) if get_origin(choice) is Literal else made[choice]()
+            return tuple(make(inner) for inner in get_args(choice) if inner is not Ellipsis)
+        return made[choice]()
+
+    while True:
+        value = make(draw.choice(choices))
         if value != other_than:
             return value
 
@@ -160,6 +164,8 @@ def test_an_unknown_field_is_named_with_the_near_one():
 EARLIER = {"augment.views": None, "train.steps_per_call": None, "train.precision": "float32", "cache.mode": "off"}
 EARLIER |= {"cache.precision": "float32", "cache.budget": 2048, "optimizer.max_skipped": 0, "train.checkpoint_seconds": None}
 EARLIER |= {"data.folder": None, "data.image_size": (32,), "data.channels": None, "data.test_share": 0.2, "data.max_unreadable": 0.05}
+EARLIER |= {"teacher_input.layout": "nchw", "teacher_input.channels": "rgb", "teacher_input.value_range": "0-1", "teacher_input.mean": None}
+EARLIER |= {"teacher_input.std": None, "teacher_input.size": None, "teacher_input.outputs": "logits", "teacher_input.classes": None}
 """Options that came later, and how things were before them."""
 
 

@@ -27,17 +27,19 @@ LAYERS = (
         "vary",
         "images",
         "exported",
+        "teacher_source",
     },
     {
         *("data", "prepared", "declaration", "decoding", "datasets", "datasets.digits", "models", "state"),
         *("folder", "contents", "datasets.folder", "prepared_folder"),
     },
-    {"folding", "graph", "torch_reference", "meeting", "lifeline", "relay", "pool", "ray_pool"},
-    {"teacher", "methods", "onnx_graph", "quantization", "budget"},
+    {"folding", "graph", "torch_reference", "meeting", "lifeline", "relay", "pool", "ray_pool", "onnx_operators", "onnx_file"},
+    {"teacher", "methods", "teacher_input", "onnx_graph", "quantization", "budget"},
     {"steps"},
     {"parallel", "noise", "checkpoint"},
     {"run_directory", "progress", "pace", "resumption", "teacher_cache"},
-    {"recording"},
+    {"onnx_teacher", "function_teacher", "outputs_teacher", "teacher_check"},
+    {"recording", "teacher_loading"},
     {"evaluate", "verify", "trainer", "export_formats", "predict"},
     {"compact"},
     {"train", "grid"},
@@ -171,6 +173,11 @@ def test_only_checkpoint_imports_orbax():
 
 def test_only_ray_pool_imports_ray():
     assert using(lambda tree: [line for line, package in libraries(tree) if package == "ray"]) == {"wdkd.ray_pool"}
+
+
+def test_only_the_onnx_teacher_and_its_operators_import_jaxonnxruntime():
+    doors = {"wdkd.onnx_teacher", "wdkd.onnx_operators"}
+    assert using(lambda tree: [line for line, package in libraries(tree) if package == "jaxonnxruntime"]) == doors
 
 
 def test_no_tensorflow_outside_of_preparation():

@@ -10,6 +10,7 @@ from wdkd.errors import UsageError
 from wdkd.vary import OWN_AXIS, edited, from_word, option_types, read_axis, suffix
 
 WORDS = {int: ("3", "-7"), float: ("1e-3", "4", "inf"), str: ("kd", "4", "a/b"), bool: ("True", "False")}
+WORDS |= {tuple[float, ...]: ("0.5", "0.5 0.25"), tuple[int, int]: ("3 4",), tuple[str, ...]: ("a", "a b")}
 
 
 def test_every_option_is_known_with_its_type():
@@ -26,9 +27,10 @@ def test_every_option_can_be_varied_and_nothing_else_changes(option):
     axis = read_axis(f"{option.replace('_', '-')}={','.join(words)}")
     assert axis.option == option
     for word, value in zip(words, axis.values, strict=True):
-        assert value == float(word) if float in kinds and word != "None" else str(value) == word
+        said = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        assert value == float(word) if float in kinds and word != "None" else said == word
         config = edited(Config(), option, value)
-        assert get(config, option) == value and type(get(config, option)) in (*kinds, *map(type, kinds))
+        assert get(config, option) == value and type(get(config, option)) in (*kinds, *map(type, kinds), *map(typing.get_origin, kinds))
         assert [line.split(":")[0] for line in differences(Config(), config)] in ([option], [])
 
 
@@ -42,6 +44,8 @@ REFUSED = {
     "no whole number": ("train.steps=1.5", "train.steps is '1.5'; it must be int"),
     "digits without end": ("train.steps=" + "9" * 5000, "train.steps is '999"),
     "no truth": ("augment.flip=true", "augment.flip is 'true'; it must be bool"),
+    "too few values": ("teacher-input.size=32", "teacher_input.size is [32]; it must be a list of 2 values"),
+    "no numbers": ("teacher-input.mean=0.5 x", "teacher_input.mean is 'x'; it must be float"),
     "no choice": ("method.aggregate=median", "method.aggregate is 'median'; it must be one of mean, rms, max"),
     "None for what has a value": ("method.temperature=None", "method.temperature is 'None'; it must be float"),
     "an own axis": ("method.epsilon=0,1", "vary: method.epsilon has an axis of its own; give its values to --epsilons"),
@@ -74,7 +78,7 @@ def test_a_directory_is_named_by_the_value_and_leads_nowhere_else(option, value,
 
 
 def test_sizes_are_written_with_an_x():
-    axis = read_axis("data.image-size=32,48x64")
+    axis = read_axis("data.image-size=32,48 64")
     assert axis.values == ((32,), (48, 64))
     assert [suffix(axis.option, value) for value in axis.values] == ["-image_size32", "-image_size48x64"]
     with pytest.raises(UsageError, match="data.image_size is 'big'; it must be int"):

@@ -17,6 +17,7 @@ _MODULES = {
         "MethodConfig",
         "ModelConfig",
         "OptimizerConfig",
+        "TeacherInputConfig",
         "TrainConfig",
     ),
     "data": (

@@ -268,6 +268,46 @@ class CacheConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TeacherInputConfig:
+    """How a teacher from elsewhere (an ONNX file, Python code) takes images and what it gives. Runs of wdkd know that themselves."""
+
+    layout: Literal["nchw", "nhwc"] = _added("nchw", "nchw")
+    """Order of the axes of its input: PyTorch has nchw, TensorFlow nhwc."""
+    channels: Literal["rgb", "bgr"] = _added("rgb", "rgb")
+    """Order of the colours; OpenCV and Caffe have bgr."""
+    value_range: Literal["0-1", "0-255"] = _added("0-1", "0-1")
+    """What pixels are scaled to first."""
+    mean: tuple[float, ...] | None = _added(None)
+    """Subtracted then, in units of the value range: one number, or one per channel in the order above. ImageNet's: 0.485 0.456 0.406."""
+    std: tuple[float, ...] | None = _added(None)
+    """What that is divided by, likewise: the teacher is given (x - mean) / std. ImageNet's: 0.229 0.224 0.225."""
+    size: tuple[int, int] | None = _added(None)
+    """Height and width that images are resized to; None: those that an ONNX file says, else those of the data."""
+    outputs: Literal["logits", "probabilities"] = _added("logits", "logits")
+    """What it gives for each class; of probabilities the logarithm is taken."""
+    classes: tuple[str, ...] | None = _added(None)
+    """Its classes in the order of its outputs, by the data's names: these, or one text file of a name a line; None: the data's order."""
+
+    def check(self) -> None:
+        for name in ("mean", "std"):
+            self._check_statistics(name, getattr(self, name))
+        if self.size is not None:
+            for side in self.size:
+                require_count("teacher_input.size", side, most=4096, rest=" pixels")
+        require(self.classes is None or len(self.classes) > 0, "teacher_input.classes", self.classes, "at least one name or file, or None")
+
+    def _check_statistics(self, name: str, values: tuple[float, ...] | None) -> None:
+        if values is None:
+            return
+        option, most = f"teacher_input.{name}", 1 if self.value_range == "0-1" else 255
+        require(len(values) in (1, 3), option, values, "one number, or one for each of 3 channels")
+        for value in values:
+            fits = math.isfinite(value) and abs(value) <= most and (name == "mean" or value > 0)
+            least = -most if name == "mean" else "above 0"
+            require(fits, option, value, f"{least} to {most}, in units of the value range {self.value_range} (--teacher-input.value-range)")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run, completely."""
 
@@ -279,7 +319,9 @@ class Config:
     train: TrainConfig = TrainConfig()
     cache: CacheConfig = _added(CacheConfig(), {})
     teacher: str | None = None
-    """Directory of the teacher's run, as launch/train_teacher.py writes it; every method but ce needs one."""
+    """Directory of a run (launch/train_teacher.py), cifar10 or fashion_mnist (shipped), an .onnx file, module:function of Python code, or
+    a file of its outputs, .npz or .csv; every method but ce needs one."""
+    teacher_input: TeacherInputConfig = _added(TeacherInputConfig(), {})
     seed: int = 0
     """Draws the subset, the initial parameters, the order of the images and the augmentation."""
 

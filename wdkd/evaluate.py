@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,9 +18,11 @@ from wdkd.errors import UsageError
 from wdkd.models import parameter_count
 from wdkd.notes import note
 from wdkd.result import Evaluation, Result
-from wdkd.run_directory import Run, read_run, read_teacher, read_trained
+from wdkd.run_directory import Run, read_run, read_trained
 from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step, make_naming_step
 from wdkd.teacher import Teacher, check_agreement, inference
+from wdkd.teacher_loading import reader
+from wdkd.teacher_source import find_source
 from wdkd.wording import shown
 
 BATCH = 256
@@ -33,11 +34,12 @@ TRACKS = {"none": "plain", "flip_crop": "flip_crop", "matching": "matching"}
 
 
 def evaluate_network(apply: TeacherApply, variables: Any, teacher: Teacher | None, split: Split) -> Evaluation:
-    """Accuracy, calibration, confusion and (with a teacher) agreement over exactly the split's evaluation images.
+    """Accuracy, calibration, confusion and (with a teacher that runs) agreement over exactly the split's evaluation images.
 
     Args:
       apply: (variables, pixels (B, H, W, C) in [0, 1]) -> Outputs, in inference form.
     """
+    teacher = None if teacher is None or teacher.apply is None else teacher
     data = parallel.replicate(Data(split.evaluation_images, split.evaluation_labels))
     taught = parallel.replicate(None if teacher is None else teacher_classes(teacher, split, data))
     step, variables, sums = _mapped_step(apply), parallel.replicate(variables), None
@@ -115,8 +117,8 @@ def build_result(
         subset_hash=split.subset_hash,
         teacher_path=teacher and teacher.path,
         teacher_hash=teacher and teacher.hash,
-        teacher_accuracy=teacher and teacher.accuracy,
-        through_teacher=config.method.through_teacher,
+        teacher_accuracy=_teacher_accuracy(teacher, evaluation),
+        through_teacher=config.method.through_teacher and (teacher is None or teacher.apply is not None),
         teacher_cached=teacher_cached,
         model=f"{config.model.name} width {config.model.width} {config.model.norm} norm",
         parameters=parameter_count(variables["params"]),
@@ -135,6 +137,13 @@ def build_result(
     )
 
 
+def _teacher_accuracy(teacher: Teacher | None, evaluation: Evaluation | None) -> float | None:
+    """The accuracy that came with the teacher, else that on the evaluation's images, if any is known."""
+    if teacher is None or teacher.accuracy is not None:
+        return teacher and teacher.accuracy
+    return evaluation and evaluation.teacher_accuracy
+
+
 def evaluate_checkpoint(
     directory: str | os.PathLike,
     *,
@@ -149,7 +158,7 @@ def evaluate_checkpoint(
       split: "test" or "validation"; None: the one in the stored config.
       data_dir: where TFDS keeps the data here; None: the stored one, else $TFDS_DATA_DIR.
       folder: where the images are now that the run took from a folder; None: where they were in training.
-      teacher: directory of the teacher; None: where it was in training. Agreement is None where it is no longer there.
+      teacher: the teacher, in any form that training takes; None: that of training. Agreement is None where it is no longer there.
 
     Raises:
       UsageError: if there is no such run, checkpoint or data.
@@ -168,11 +177,12 @@ def evaluate_checkpoint(
     trained = read_trained(directory)
     for reason in trained.passed_over:
         note(reason)
-    data = few_shot_split(load_dataset(config), config, run.config.seed).with_classes(run.input.class_names)
+    dataset = load_dataset(config)
+    data = few_shot_split(dataset, config, run.config.seed).with_classes(run.input.class_names)
     if list(data.image_shape) != run.input.image_shape or list(data.class_names) != run.input.class_names:
         where = "" if config.folder is None else f" in {shown(config.folder, 200)}"
         raise UsageError(f"{directory} was trained on other images or classes than {data.name} has{where}; restore that data set")
-    loaded = _find_teacher(teacher, run.teacher_directory)
+    loaded = _find_teacher(teacher, run, data, len(dataset.train_labels))
     if loaded is not None:
         check_agreement(loaded, classes=data.num_classes, image_shape=data.image_shape)
     apply = inference(trained.model)
@@ -181,12 +191,19 @@ def evaluate_checkpoint(
     return build_result(run, data, loaded, evaluation, apply=apply, **known)
 
 
-def _find_teacher(given: str | None, stored: str | None) -> Teacher | None:
-    if given is not None:
-        return read_teacher(given)
-    if stored is None:
+def _find_teacher(given: str | None, run: Run, split: Split, total: int) -> Teacher | None:
+    """The teacher that is given, else the one of training, for a split of a training split of `total` images; None where it is gone."""
+    stored = run.teacher_directory
+    if given is None and stored is None:
         return None
-    if not Path(stored).is_dir():
+    source = find_source(given or stored)
+    if given is None and source.kind == "function":
+        # A run's files may come from elsewhere, and would say which code is called.
+        note(f"the teacher is Python code, {shown(stored, 200)}, so agreement is not measured; give --teacher if it may be run")
+        return None
+    if given is None and not source.exists:
         note(f"the teacher is no longer at {stored}, so agreement is not measured; give --teacher")
         return None
-    return read_teacher(stored)
+    if source.kind == "outputs":
+        note(f"of the teacher {shown(given or stored, 200)} the outputs alone are known, so agreement is not measured")
+    return reader(given or stored, source, split, total)(run.config.teacher_input)

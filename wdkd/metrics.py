@@ -24,6 +24,8 @@ class Sums:
     """(), images whose largest logit is the label's."""
     agree: jax.Array
     """(), images on which student and teacher name the same class; 0 without a teacher."""
+    teacher_correct: jax.Array
+    """(), images whose largest logit is the label's for the teacher; 0 without one."""
     confusion: jax.Array
     """(C, C), images of class i (row) called j (column)."""
     bin_count: jax.Array
@@ -59,12 +61,14 @@ def batch_sums(
     predicted = jnp.argmax(logits, axis=-1)
     confidence = jnp.where(real, jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1), 0.0)
     right = jnp.where(predicted == labels, one, 0)
-    agree = jnp.zeros_like(one) if teacher_classes is None else jnp.where(predicted == teacher_classes, one, 0)
+    named = jnp.full_like(predicted, -1) if teacher_classes is None else teacher_classes
+    agree = jnp.where(predicted == named, one, 0)
     where = confidence_bins(confidence, bins)
     return Sums(
         count=one.sum(dtype=jnp.int32),
         correct=right.sum(dtype=jnp.int32),
         agree=agree.sum(dtype=jnp.int32),
+        teacher_correct=jnp.where(named == labels, one, 0).sum(dtype=jnp.int32),
         confusion=jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(one),
         bin_count=jnp.zeros(bins, jnp.int32).at[where].add(one),
         bin_confidence=jnp.zeros(bins, jnp.float32).at[where].add(confidence),
@@ -125,4 +129,5 @@ def summarize(sums: Sums, split: str, class_names: Sequence[str], with_teacher: 
         per_class_accuracy=[float(right / max(total, 1)) for right, total in zip(np.diag(confusion), confusion.sum(axis=1), strict=True)],
         confusion=confusion.tolist(),
         class_names=list(class_names),
+        teacher_accuracy=int(sums.teacher_correct) / count if with_teacher else None,
     )

@@ -70,7 +70,7 @@ def describe(config: Config, holds: Contents, teacher: Teacher, split: Split) ->
     """Everything that a record depends on."""
     augment = dataclasses.asdict(config.augment)
     return {
-        "teacher": [teacher.hash, tree_hash(teacher.variables)],
+        "teacher": [teacher.hash, tree_hash(teacher.variables), *filter(None, [teacher.read_as])],
         "subset": split.subset_hash,
         "images": hashlib.sha256(np.ascontiguousarray(split.train_images).data).hexdigest(),
         "augment": {"name": "none"} if config.augment.name == "none" else augment | {"seed": config.seed},

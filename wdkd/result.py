@@ -32,12 +32,14 @@ class Evaluation:
     per_class_accuracy: list[float]
     confusion: list[list[int]]
     class_names: list[str]
+    teacher_accuracy: float | None = dataclasses.field(default=None, metadata={EARLIER: None})
+    """Of the teacher on the same images; None without one, and where nobody looked."""
 
     def check(self) -> None:
         """Raises UsageError on the first field that no network on no split can have."""
         require_text("evaluation.split", self.split)
         require_count("evaluation.count", self.count)
-        for name in ("accuracy", "ece", "agreement"):
+        for name in ("accuracy", "ece", "agreement", "teacher_accuracy"):
             require_fraction(f"evaluation.{name}", getattr(self, name))
         for value in self.per_class_accuracy:
             require_fraction("evaluation.per_class_accuracy", value)
@@ -72,7 +74,9 @@ class Result:
     teacher_path: str | None
     teacher_hash: str | None
     teacher_accuracy: float | None
+    """Of a run's own result; of a teacher from elsewhere, on the images that the student was evaluated on."""
     through_teacher: bool
+    """Whether input gradients went through the teacher: never where its outputs alone are known."""
     teacher_cached: bool | None = dataclasses.field(metadata={EARLIER: False})
     """Whether the teacher was recorded ahead of training; None where only a checkpoint was evaluated."""
     model: str

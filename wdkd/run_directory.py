@@ -25,6 +25,7 @@ from wdkd.notes import note
 from wdkd.prepared import MAX_CLASSES
 from wdkd.result import read_result
 from wdkd.teacher import Teacher, inference
+from wdkd.teacher_source import find_source
 
 MAX_CONFIG = 2**20
 """Bytes of the largest config.json that is read."""
@@ -63,11 +64,11 @@ class Run:
     config: Config
     input: Input
     teacher_directory: str | None
-    """The teacher's directory as an absolute path."""
+    """The teacher's directory or file as an absolute path; of Python code, module:function."""
     versions: dict[str, str]
     revision: str
     teacher_hash: str | None = dataclasses.field(default=None, metadata={EARLIER: None})
-    """Of the teacher's parameters: a run goes on with the teacher that it began with."""
+    """Of the teacher's parameters or file: a run goes on with the teacher that it began with."""
     data_folder: str | None = dataclasses.field(default=None, metadata={EARLIER: None})
     """The folder of the images, where they are of one, as an absolute path."""
 
@@ -75,7 +76,7 @@ class Run:
 def describe_run(config: Config, given: Input, teacher: Teacher | None = None) -> Run:
     """The run as it is started now, by this code."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": sys.version.split()[0]}
-    directory = None if config.teacher is None else str(Path(config.teacher).absolute())
+    directory = None if config.teacher is None else find_source(config.teacher).location
     folder = None if config.data.folder is None else str(Path(config.data.folder).absolute())
     return Run(config, given, directory, versions, _revision(), teacher and teacher.hash, folder)
 

@@ -30,7 +30,8 @@ OF_METHODS: Mapping[str, Sequence[str]] = {
 
 def options(result: Result) -> dict[str, Any]:
     """The options that a run's method looks at, by dotted name, with the radius that was used."""
-    values = dict(flat(to_dict(result.config))) | {"method.epsilon": result.epsilon}
+    found = {"method.epsilon": result.epsilon, "method.through_teacher": result.through_teacher}
+    values = dict(flat(to_dict(result.config))) | found
     unused = {name for name, methods in OF_METHODS.items() if result.method in METHODS and result.method not in methods}
     return {name: value for name, value in values.items() if name not in NOT_SETTINGS and name not in unused}
 

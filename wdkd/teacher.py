@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax import struct
 
 from wdkd.errors import UsageError
@@ -17,10 +18,11 @@ from wdkd.models import Outputs, apply_network
 class Teacher:
     """`apply(variables, x)` gives the teacher's Outputs for pixels x (B, H, W, C) in [0, 1].
 
-    The variables are an argument, never a constant of the compiled step. The rest says where the teacher came from.
+    The variables are an argument, never a constant of the compiled step. The rest says where the teacher came from. Where its
+    outputs alone are known, `apply` is None and `outputs` has them.
     """
 
-    apply: Callable[[Any, jax.Array], Outputs]
+    apply: Callable[[Any, jax.Array], Outputs] | None
     variables: Any
     classes: int
     image_shape: tuple[int, ...]
@@ -29,6 +31,10 @@ class Teacher:
     accuracy: float | None
     apply_bfloat16: Callable[[Any, jax.Array], Outputs] | None = None
     """The same with convolutions in bfloat16, where the network has such a form."""
+    read_as: str = ""
+    """Of a teacher from elsewhere: how it is given images and its outputs are read, as far as `variables` do not say it."""
+    outputs: np.ndarray | None = None
+    """Logits (n, classes) float32 of the run's training images, one view each, where nothing else is known of it."""
 
 
 @functools.lru_cache(maxsize=64)

@@ -55,7 +55,7 @@ def choose(config: Config, stages: tuple[Stage, ...], steps: tuple[int, ...], im
 
     Costs are in passes of the teacher over one image: recording takes 1, and 1 more per class for the Jacobian; a step with
     the live teacher takes `Reads.passes` for each image of the batch.
-    It depends on nothing but the config and the data, so a resumed run does as it did before.
+    It depends on nothing but the config and the data, so a resumed run does as it did before. A teacher of outputs alone is its record.
 
     Raises:
       UsageError: the cache is demanded (mode "on") and there are no fixed views, nothing can be recorded, or it is over budget.
@@ -63,7 +63,11 @@ def choose(config: Config, stages: tuple[Stage, ...], steps: tuple[int, ...], im
     taught = [(stage, count) for stage, count in zip(stages, steps, strict=True) if stage.needs_teacher]
     reads = merge([stage.reads for stage, _ in taught if stage.reads])
     views = config.augment.finite_views
-    if config.cache.mode == "off" or not taught:
+    if not taught:
+        return Choice(None, "")
+    if teacher.outputs is not None:
+        return Choice(Reads(), "")
+    if config.cache.mode == "off":
         return Choice(None, "")
     if reads is None:
         return refuse(config.cache, "the objective needs more of the teacher than can be recorded", "use --cache.mode off")

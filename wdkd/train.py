@@ -20,8 +20,10 @@ from wdkd.methods import Stage, create_stages
 from wdkd.models import check_image_shape, variable_shapes
 from wdkd.notes import note
 from wdkd.result import Result, read_result, write_result
-from wdkd.run_directory import Input, check_workdir, describe_run, read_teacher, start, subset_of
-from wdkd.teacher import check_agreement, inference
+from wdkd.run_directory import Input, check_workdir, describe_run, start, subset_of
+from wdkd.teacher import inference
+from wdkd.teacher_loading import load_teacher, with_classes
+from wdkd.teacher_source import check_source
 from wdkd.trainer import Trainer
 
 
@@ -52,21 +54,19 @@ def run(
         directory = check_workdir(workdir, config)
         if (finished := finished_result(directory, config)) is not None:
             return finished
-        split = few_shot_split(load_dataset(config.data), config.data, config.seed)
+        dataset = load_dataset(config.data)
+        split = few_shot_split(dataset, config.data, config.seed)
         check_image_shape(split.image_shape)
-        teacher = None if config.teacher is None else read_teacher(config.teacher)
         check_labels(split, stages, config)
-        if teacher is not None:
-            split = split.with_classes([str(number) for number in range(teacher.classes)])
-            fits = {"classes": split.num_classes, "image_shape": split.image_shape, "resizable": config.data.folder is not None}
-            check_agreement(teacher, **fits)
+        show = show_progress and parallel.is_main_process()
+        split = with_classes(split, config)
+        teacher = load_teacher(config, split, len(dataset.train_labels), show=show)
         described = describe_run(config, measure_input(split), teacher)
         trainer = Trainer(described, split, teacher, stages)
         if parallel.is_main_process():
             stack.enter_context(locked(directory))
         check_workdir(directory, config)  # Again: until it was locked, another process may have begun something there.
         start(directory, described, subset_of(split))
-        show = show_progress and parallel.is_main_process()
         trainer.record(directory.parent / "teacher-cache" if cache is None else Path(cache), show=show)
         try:
             result = conclude(trainer, directory, interruption, began, show=show)
@@ -82,6 +82,8 @@ def check(config: Config) -> tuple[Stage, ...]:
     stages = create_stages(config.check().method)
     if config.teacher is None and any(stage.needs_teacher for stage in stages):
         raise UsageError(f"method {config.method.name!r} needs a teacher; give --teacher DIRECTORY (launch/train_teacher.py makes one)")
+    if config.teacher is not None:
+        check_source(config, needs_hidden=any(stage.connectors is not None for stage in stages))
     parallel.check_batch(config.train.batch_size)
     parallel.check_precision(config.train.precision)
     return stages

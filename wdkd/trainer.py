@@ -123,7 +123,9 @@ class Trainer:
         """Records the teacher, where that was chosen (see `teacher_cache.choose`)."""
         if show and self.choice.why:
             print(self.choice.why, file=sys.stderr, flush=True)
-        if self.choice.reads is not None:
+        if self.teacher is not None and self.teacher.outputs is not None:
+            self.known = Record(self.teacher.outputs, None, {})
+        elif self.choice.reads is not None:
             key = np.asarray(jax.random.key_data(self.key(AUGMENTATION)))
             self.known = record_teacher(self.config, self.choice.reads, self.teacher, self.split, key, folder, show=show)
 

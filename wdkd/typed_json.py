@@ -48,10 +48,10 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if type(value) is not str or value not in allowed:
             raise _wrong(where, value, f"one of {', '.join(allowed)}")
         return value
-    if get_origin(hint) is tuple:
-        return tuple(_convert_many(list[get_args(hint)[0]], list(value) if type(value) is tuple else value, where))
     if get_origin(hint) in (list, dict):
         return _convert_many(hint, value, where)
+    if get_origin(hint) is tuple:
+        return _convert_tuple(get_args(hint), value, where)
     if hint is float and type(value) is int:
         return _float(value, where)
     if type(value) is not hint:
@@ -71,6 +71,14 @@ def _convert_many(hint: Any, values: Any, where: str) -> Any:
     if all(type(value) is inner for value in values):  # Many numbers, as a rule.
         return values
     return [convert(inner, value, f"{where}[{index}]") for index, value in enumerate(values)]
+
+
+def _convert_tuple(inner: tuple[Any, ...], values: Any, where: str) -> tuple[Any, ...]:
+    """A list, which is what JSON has for a tuple, element by element: any number of one type, or one for each type."""
+    length = None if inner[-1] is Ellipsis else len(inner)
+    if type(values) not in (list, tuple) or len(values) != (len(values) if length is None else length):
+        raise _wrong(where, values, "a list" if length is None else f"a list of {length} values")
+    return tuple(_convert_many(list[inner[0]], list(values), where))
 
 
 def _float(value: int, where: str) -> float:

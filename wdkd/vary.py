@@ -6,7 +6,7 @@ import functools
 import re
 import types
 import typing
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from wdkd.config import Config
 from wdkd.errors import UsageError, suggestion
@@ -59,7 +59,7 @@ def read_axis(text: str) -> Axis:
 
 
 def from_word(hint: Any, word: str, where: str) -> Any:
-    """A word of the command line as the type that `hint` says; None stands for itself, 32x48 for (32, 48).
+    """A word of the command line as the type that `hint` says; None stands for itself, and several values have spaces between.
 
     Raises UsageError where it is of another.
     """
@@ -67,8 +67,8 @@ def from_word(hint: Any, word: str, where: str) -> Any:
         (hint,) = (choice for choice in get_args(hint) if choice is not types.NoneType)
         if word == "None":
             return None
-    if typing.get_origin(hint) is tuple:
-        return tuple(from_word(get_args(hint)[0], part, where) for part in word.split("x"))
+    if get_origin(hint) is tuple:
+        return convert(hint, [from_word(get_args(hint)[0], part, where) for part in word.split()], where)
     if hint in (int, float):
         with contextlib.suppress(ValueError):
             return hint(word)
