@@ -181,7 +181,8 @@ def test_a_method_that_needs_a_teacher_says_so(refused, tmp_path):
 def test_a_teacher_that_is_no_run_is_refused(refused, tmp_path):
     assert "is not a directory; give the directory of a run" in teacher_is_refused(refused, tmp_path, tmp_path / "missing")
     (tmp_path / "file").write_text("{}")
-    assert "is not a directory; give the directory of a run" in teacher_is_refused(refused, tmp_path, tmp_path / "file")
+    words = "is a file of no kind that is known; give a run's directory, an .onnx file, module:function, or outputs in an .npz or .csv"
+    assert words in teacher_is_refused(refused, tmp_path, tmp_path / "file")
     (tmp_path / "empty").mkdir()
     assert "holds no run (no config.json); give a directory that" in teacher_is_refused(refused, tmp_path, tmp_path / "empty")
     (tmp_path / "other").mkdir()

@@ -204,6 +204,7 @@ def test_variables_are_an_argument_and_the_hash_is_that_of_the_bytes(tmp_path):
     assert teacher.accuracy is None and teacher.image_shape == SHAPE and teacher.path == str(path)
 
 
+@pytest.mark.filterwarnings("error:Explicitly requested dtype")
 def test_a_batch_of_any_size_whatever_batch_the_file_has(tmp_path):
     images = np.random.default_rng(0).uniform(size=(5, *SHAPE)).astype(np.float32)
     expected = images.transpose(0, 3, 1, 2).reshape(5, -1) @ KERNEL

@@ -297,7 +297,7 @@ def test_a_full_disk_does_without_the_cache(kept, teacher, tmp_path, capsys, mon
 
 
 def test_stages_share_one_copy_on_the_devices(teacher, tmp_path):
-    config = method_config("fitnet", "teacher", data__n_per_class=5, cache__mode="on")
+    config = method_config("fitnet", "runs/teacher", data__n_per_class=5, cache__mode="on")
     split = split_of(config)
     trainer = Trainer(describe_run(config, measure_input(split)), split, teacher, create_stages(config.method))
     trainer.record(tmp_path, show=False)

@@ -53,6 +53,7 @@ def test_whether_it_is_still_there(place):
         ),
         ("net.pth", "teacher net.pth is another framework's file; export the network to ONNX"),
         ("notes.txt", "teacher notes.txt is a file of no kind that is known"),
+        ("x" * 300, "unknown teacher 'xxx"),
     ],
 )
 def test_what_it_cannot_be_is_said_with_what_it_may_be(place, given, words):

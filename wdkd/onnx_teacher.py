@@ -1,8 +1,10 @@
 """A teacher from an ONNX file, as a JAX function: its input gradient is exact, and its parameters are arguments."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,16 @@ def _network(hashed: _Hashed, shape: tuple[int, ...], classes: int) -> tuple[Net
 
 
 def _output(network: Callable[..., list[jax.Array]], output: int, dtype: Any, variables: Any, x: jax.Array) -> jax.Array:
-    return network(variables, [x.astype(dtype)])[output]
+    with _in_32_bits():
+        return network(variables, [x.astype(dtype)])[output]
+
+
+@contextlib.contextmanager
+def _in_32_bits() -> Iterator[None]:
+    """The library asks for indices of 64 bits, and JAX warns every user that they have 32; see `_constants_to_initializers`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Explicitly requested dtype int64")
+        yield
 
 
 # --- inputs and outputs -----------------------------------------------------------------------------------------------------
@@ -166,9 +177,9 @@ def convert(file: File, image_shape: tuple[int, ...], where: str) -> tuple[Calla
     _refuse_dynamic_shapes(model, where)
     sample = np.zeros((1, *image_shape), onnx.helper.tensor_dtype_to_np_dtype(_inputs(model)[0].type.tensor_type.elem_type))
     try:
-        with static_initializers_only(False):
+        with static_initializers_only(False), _in_32_bits():
             network, variables = call_onnx_model(model, [jnp.asarray(sample)])
-        found = jax.eval_shape(network, variables, [sample])
+            found = jax.eval_shape(network, variables, [sample])
     except Exception as error:  # Of anything that the library, JAX or NumPy has to say about a graph.
         why = shown(first_line(error), 200)
         size = "×".join(map(str, image_shape))

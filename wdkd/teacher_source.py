@@ -1,6 +1,7 @@
 """What a teacher is given as, told from its name alone: a run, a shipped name, an ONNX file, Python code, or a file of outputs."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -30,8 +31,7 @@ class Source:
     @property
     def exists(self) -> bool:
         """Whether there is something of this kind at that place; of code nothing is known until it is imported."""
-        path = Path(self.location)
-        return self.kind == "function" or (path.is_dir() if self.kind == "run" else path.is_file())
+        return self.kind == "function" or (os.path.isdir if self.kind == "run" else os.path.isfile)(self.location)
 
 
 def shipped_names() -> list[str]:
@@ -46,7 +46,7 @@ def find_source(teacher: str) -> Source:
       UsageError: if it is a name that nothing has, or a file of another kind.
     """
     path = Path(teacher)
-    if path.is_dir():
+    if os.path.isdir(teacher):  # Of Path.is_dir, a name that is too long raises OSError.
         return Source("run", str(path.absolute()))
     if path.suffix.lower() in ENDINGS:
         return Source(ENDINGS[path.suffix.lower()], str(path.absolute()))
@@ -54,7 +54,7 @@ def find_source(teacher: str) -> Source:
         return Source("function", teacher)
     if path.suffix.lower() in TO_EXPORT:
         raise UsageError(f"teacher {shown(teacher, 300)} is another framework's file; export the network to ONNX and give the .onnx file")
-    if path.is_file():
+    if os.path.isfile(teacher):
         raise UsageError(f"teacher {shown(teacher, 300)} is a file of no kind that is known; give {FORMS}")
     if len(path.parts) == 1 and path.parts[0] == teacher:
         names = shipped_names()
