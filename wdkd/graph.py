@@ -224,8 +224,8 @@ def _node_flops(node: Node, shapes: list[tuple[int, ...]]) -> int:
     if node.op == "dense":
         return 2 * math.prod(shapes[1])
     if node.op == "max_pool":
-        # Of two halves, then of two halves of those: a comparison and a choice each.
-        return 2 * node.shape[2] * (shapes[0][1] + node.shape[1]) * node.shape[0]
+        # Two maxima along one side and one along the other, of a comparison and a choice each.
+        return 6 * size
     if node.op == "mean":
         return first
     if node.op == "group_norm":
