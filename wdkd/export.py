@@ -28,7 +28,8 @@ from wdkd.timing import Spread
 from wdkd.wording import shown
 
 TOLERANCE = 1e-5
-"""Largest difference of a logit from the checkpoint's; where logits are above 1, times the largest. Both are computed in float32."""
+"""Largest difference of a logit from the checkpoint's; where logits are above 1, times the largest. Both are computed in float32: of a
+student with group norm and logits up to 14, flax was seen to be 1.8e-5 off what float64 gives, and onnxruntime 0.8e-5."""
 LAYOUTS: dict[str, str] = {"onnx": "NCHW", "stablehlo": "NHWC", "safetensors": "NHWC"}
 """ONNX has convolutions in NCHW alone, and runtimes for phones expect it; the others keep the network's own."""
 NUMPY_IMAGES = 256
