@@ -228,13 +228,15 @@ def test_a_shipped_name_is_its_teacher(name, shape, accuracy, tmp_path, monkeypa
 
 def test_images_without_labels_take_the_classes_of_a_teacher_from_elsewhere(onnx_file, digits, tmp_path):
     """They are in the teacher's own order, so its columns stay as they are."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for index in range(40):
-        PIL.Image.fromarray(digits.train_images[index][..., 0]).save(tmp_path / f"{index}.png")
-    folder = {"data__folder": str(tmp_path), "data__image_size": (8,), "data__validation_size": 0, "data__n_per_class": None}
+        PIL.Image.fromarray(digits.train_images[index][..., 0]).save(photos / f"{index}.png")
+    folder = {"data__folder": str(photos), "data__image_size": (8,), "data__validation_size": 0, "data__n_per_class": None}
     config = with_onnx(onnx_file, method__name="kd", train__steps=3, **folder)
-    result = run(config, tmp_path / ".run", show_progress=False)
+    result = run(config, tmp_path / "run", show_progress=False)
     assert (result.evaluation.class_names, result.evaluation.accuracy) == (list("9876543210"), None)
     assert 0 <= result.evaluation.agreement <= 1
     unnamed = dataclasses.replace(config, teacher_input=dataclasses.replace(config.teacher_input, classes=None))
     with pytest.raises(UsageError, match=r"must be named; give them, or a text file of them, to --teacher-input\.classes"):
-        run(unnamed, tmp_path / ".other", show_progress=False)
+        run(unnamed, tmp_path / "other", show_progress=False)
