@@ -151,5 +151,6 @@ def test_the_tables_have_every_cell_with_the_seeds_that_the_protocol_asks_for(de
         assert len({(c.teacher, c.model, c.augment, c.train) for c in mine}) == 1
 
 
-def test_tuning_looks_at_validation_images_alone(declared):
-    assert {job.config.data.evaluate_on for job in declared("tuning")} == {"validation"}
+@pytest.mark.parametrize("name", ["tuning", "worst_case"])
+def test_what_is_chosen_by_looks_at_validation_images_alone(name, declared):
+    assert {job.config.data.evaluate_on for job in declared(name)} == {"validation"}

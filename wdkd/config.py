@@ -390,7 +390,7 @@ def _teacher(
 
 TEACHERS: dict[str, Config] = {
     "digits": _teacher(STUDENTS["digits"], name="cnn", width=16, steps=300, batch_size=100, learning_rate=0.1),
-    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=40, steps=11200, batch_size=128, learning_rate=0.2, decay=1e-3),
+    "fashion_mnist": _teacher(STUDENTS["fashion_mnist"], width=56, steps=10700, batch_size=128, learning_rate=0.2),
     "cifar10": _teacher(STUDENTS["cifar10"], width=56, steps=5600, batch_size=128, learning_rate=0.2, decay=1e-3),
     "folder": _teacher(STUDENTS["folder"], width=40, steps=2000, batch_size=64, learning_rate=0.1),
 }
