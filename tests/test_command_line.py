@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import runpy
 import shutil
@@ -302,9 +303,9 @@ def test_a_script_as_a_process_prints_one_line_and_exits_with_2(tmp_path):
 
 def shown_defaults(text):
     """{option: default} of a help text."""
-    words = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}|(?<!\S)[|+](?!\S)", " ", text).split())
     found = {}
-    for part in re.split(r" (?=--[a-z])", words):
+    for described in re.split(r"(?m)^[│| ] ?(?=--[a-z])", text):  # Other options are named within a description.
+        part = " ".join(re.sub(r"[╭╮╰╯│─]+|-{4,}|(?<!\S)[|+](?!\S)", " ", described).split())
         default = re.search(r"\((?:default: (.*?)|(required))\)(?= |$)", part)
         if default:
             found[part.split()[0]] = default[1] or default[2]
@@ -342,6 +343,14 @@ def test_help_of_the_other_scripts(script, options, call):
     assert (code or 0, errors) == (0, "")
     assert all(f"{option} " in printed for option in options)
     assert set(options) <= set(shown_defaults(printed)) | {"--name"}
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    reads, writes = os.pipe()
+    os.close(reads)
+    ended = subprocess.run([sys.executable, LAUNCH / "predict.py", "--help"], stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (ended.returncode, ended.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("options", [[], ["--data.n-per-class", "None", "--optimizer.clip-norm", "None", "--method.epsilon", "None"]])

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,11 @@ def main(
     """
     try:
         function(parse(cls, sys.argv[1:], description=description, default=default, flags=flags))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output, such as head, has seen enough; Python would flush once more at exit and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except UsageError as error:
         fail(str(error))
     except Interrupted as error:
