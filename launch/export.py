@@ -25,7 +25,7 @@ class Arguments:
     int8: bool = False
     """Also write FILE.int8.onnx, quantised by onnxruntime with the run's training images."""
     teacher: str | None = None
-    """Directory of the teacher's run, for the table; None: where it was in training."""
+    """The teacher, for the table, in any form that training takes; None: that of training."""
     data_dir: str | None = None
     """Where TFDS keeps the data; None: as in the run, else $TFDS_DATA_DIR."""
 

@@ -11,8 +11,8 @@ import tyro
 
 from wdkd import parsing
 from wdkd.errors import UsageError
-from wdkd.exported import read_exported
-from wdkd.predict import Prediction, find_images, predict, read_judge
+from wdkd.exported import Exported, read_exported
+from wdkd.predict import Judge, Prediction, find_images, predict, read_judge, read_judge_as_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Arguments:
     """Image files of any size (png, jpg, webp, bmp), or folders of them."""
     teacher: str | None = None
     """Directory of the teacher's run, or an export of it: says whether it agrees."""
+    run: str | None = None
+    """Directory of the student's run: its teacher is asked, an ONNX file too; with it, --teacher takes all that training takes."""
     json: bool = False
     """Print one JSON object for each image instead."""
 
@@ -35,7 +37,7 @@ def main(arguments: Arguments) -> None:
         raise UsageError("no images are given; give image files, or folders of them")
     student = read_exported(arguments.model)
     paths = find_images(arguments.images)
-    judge = None if arguments.teacher is None else read_judge(arguments.teacher, student)
+    judge = _judge(arguments, student)
     agreed, unread = [], []
     for answer in predict(student, paths, judge):
         if isinstance(answer, Prediction):
@@ -47,6 +49,12 @@ def main(arguments: Arguments) -> None:
         print(f"the teacher agrees on {sum(agreed)} of {len(agreed)} images")
     if unread:
         raise UsageError(f"{len(unread)} of {len(paths)} images cannot be read, first {unread[0]}")
+
+
+def _judge(arguments: Arguments, student: Exported) -> Judge | None:
+    if arguments.run is not None:
+        return read_judge_as_in(arguments.run, arguments.teacher, student)
+    return None if arguments.teacher is None else read_judge(arguments.teacher, student)
 
 
 if __name__ == "__main__":

@@ -335,7 +335,7 @@ def test_help_shows_every_option_with_the_default_of_the_preset(script, presets,
         ("prepare_data", ("--name", "--data-dir", "--archive", "--folder", "--image-size", "--channels", "--test-share")),
         ("compact", ("--run", "--out", "--data-dir")),
         ("export", ("--run", "--format", "--out", "--teacher", "--data-dir")),
-        ("predict", ("--model", "--teacher")),
+        ("predict", ("--model", "--teacher", "--run")),
     ],
 )
 def test_help_of_the_other_scripts(script, options, call):

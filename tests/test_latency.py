@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wdkd.latency import Cost, single_image, table
+from wdkd.latency import Cost, Timed, single_image, table
 from wdkd.timing import Spread
 
 onnx = pytest.importorskip("onnx")
@@ -22,8 +22,8 @@ def repeated_convolution(times):
 
 
 def test_a_network_of_eight_times_the_work_takes_longer():
-    models = {"small": repeated_convolution(2), "large": repeated_convolution(16)}
-    found = single_image(models, dict.fromkeys(models, (16, 16, 8)), rounds=21, show=False)
+    cases = {name: Timed(repeated_convolution(times), "pixels", (1, 8, 16, 16)) for name, times in (("small", 2), ("large", 16))}
+    found = single_image(cases, rounds=21, show=False)
     assert 2 * found["small"].median < found["large"].median
     assert all(0 < each.lower <= each.median <= each.upper for each in found.values())
 
@@ -32,9 +32,11 @@ def test_the_table():
     costs = [
         Cost("student", "cnn", 1234, 5_600_000, 7_890, 0.5, Spread(0.123, 0.1, 0.2)),
         Cost("teacher", "cnn", 1_000_000, 150_000_000, 4_000_000, None, None),
+        Cost("code", "module:function", 100, None, None, None, None),
     ]
     assert table(costs) == [
         "         parameters  MFLOPs      file  accuracy     one image, one core",
         "student       1,234     5.6      8 kB    50.00%  0.12 ms (0.10 to 0.20)",
         "teacher   1,000,000   150.0  4,000 kB         -                       -",
+        "code            100       -         -         -                       -",
     ]

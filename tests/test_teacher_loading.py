@@ -15,12 +15,15 @@ from wdkd.config import STUDENTS
 from wdkd.data import few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.evaluate import evaluate_checkpoint
+from wdkd.export import export_run
+from wdkd.exported import read_exported
 from wdkd.methods import Reads
+from wdkd.predict import predict, read_judge, read_judge_as_in
 from wdkd.recording import describe
 from wdkd.run_directory import read_run, read_teacher
 from wdkd.steps import pixels
 from wdkd.teacher_cache import contents
-from wdkd.teacher_loading import reader
+from wdkd.teacher_loading import reader, shape_of
 from wdkd.teacher_source import SHIPPED, find_source
 from wdkd.train import run
 
@@ -97,7 +100,7 @@ def test_recorded_it_is_the_live_one(wdkd_run, onnx_file, tmp_path):
 def test_what_is_recorded_of_it_is_not_taken_for_that_of_another_reading(onnx_file, digits):
     config = with_onnx(onnx_file, method__name="kd")
     split = few_shot_split(digits, config.data, config.seed)
-    read = reader(str(onnx_file), find_source(str(onnx_file)), split, 1)
+    read = reader(str(onnx_file), find_source(str(onnx_file)), **shape_of(split, 1))
 
     def described(**edits):
         teacher = read(with_onnx(onnx_file, **edits).teacher_input)
@@ -109,6 +112,56 @@ def test_what_is_recorded_of_it_is_not_taken_for_that_of_another_reading(onnx_fi
 def test_its_jacobian_is_matched_by_sobolev(onnx_file, tmp_path):
     result = run(with_onnx(onnx_file, method__name="sobolev", train__steps=2, cache__mode="off"), tmp_path / "sobolev", show_progress=False)
     assert result.status == "complete"
+
+
+def test_its_row_is_beside_its_students_in_the_table_of_costs(wdkd_run, onnx_file, tmp_path, capsys):
+    directory, result = wdkd_run
+    report = export_run(directory, "onnx", tmp_path / "student.onnx", show=False)
+    student, teacher = report.costs
+    assert (student.name, teacher.name, teacher.model) == ("student", "teacher", "ridge.onnx")
+    assert (teacher.parameters, teacher.bytes, teacher.accuracy) == (650, onnx_file.stat().st_size, result.teacher_accuracy)
+    assert 2 * 640 <= teacher.flops < 4 * 640 and teacher.milliseconds.median > 0
+    moved = tmp_path / "moved.onnx"
+    with pytest.raises(UsageError, match="does not exist; give an .onnx file"):
+        export_run(directory, "onnx", tmp_path / "again.onnx", teacher=str(moved), show=False)
+    moved.write_bytes(onnx_file.read_bytes())
+    again = export_run(directory, "onnx", tmp_path / "again.onnx", teacher=str(moved), show=False)
+    assert again.costs[1].model == "moved.onnx" and capsys.readouterr().err == ""
+
+
+def test_a_prediction_asks_it_as_training_did(wdkd_run, onnx_file, digits, tmp_path):
+    """Beside onnxruntime, whose first output is of class 9."""
+    import onnxruntime
+
+    directory, _ = wdkd_run
+    export_run(directory, "safetensors", tmp_path / "student", show=False)
+    student = read_exported(tmp_path / "student")
+    for index in range(8):
+        PIL.Image.fromarray(digits.test_images[index][..., 0]).save(tmp_path / f"{index}.png")
+    session = onnxruntime.InferenceSession(str(onnx_file))
+    images = (digits.test_images[:8, None, :, :, 0] / np.float32(255)).astype(np.float32)
+    expected = ["9876543210"[session.run(None, {"x": image[None]})[0].argmax()] for image in images]
+    for given in (None, str(onnx_file)):
+        found = list(predict(student, sorted(tmp_path.glob("*.png")), read_judge_as_in(directory, given, student)))
+        assert [one.teacher for one in found] == expected
+        assert [one.agrees for one in found] == [one.label == name for one, name in zip(found, expected, strict=True)]
+
+
+def test_who_cannot_be_asked_is_said(wdkd_run, onnx_file, tmp_path):
+    directory, _ = wdkd_run
+    export_run(directory, "safetensors", tmp_path / "student", show=False)
+    student = read_exported(tmp_path / "student")
+    with pytest.raises(UsageError, match="for any other teacher, give the student's run to --run too"):
+        read_judge(onnx_file, student)
+    with pytest.raises(UsageError, match="the outputs alone are known; leave --run out"):
+        read_judge_as_in(directory, "said.npz", student)
+    config = tmp_path / "run" / "config.json"
+    config.parent.mkdir()
+    values = json.loads((directory / "config.json").read_text())
+    for stored, words in (("code:teacher", "is Python code; give --teacher code:teacher too"), (None, "has no teacher; leave --run out")):
+        config.write_text(json.dumps({**values, "teacher_directory": stored}))
+        with pytest.raises(UsageError, match=words):
+            read_judge_as_in(config.parent, None, student)
 
 
 def test_another_file_in_its_place_is_refused_on_resume(wdkd_run, onnx_file):
@@ -139,7 +192,7 @@ def test_without_the_extra_it_says_how_to_install_it(onnx_file, monkeypatch, dig
     monkeypatch.setitem(sys.modules, "wdkd.onnx_teacher", None)
     split = few_shot_split(digits, tiny().data, 0)
     with pytest.raises(UsageError, match=r"is an ONNX file, and .* is not installed; pip install 'wdkd\[onnx\]'"):
-        reader(str(onnx_file), find_source(str(onnx_file)), split, 1)
+        reader(str(onnx_file), find_source(str(onnx_file)), **shape_of(split, 1))
 
 
 def test_the_command_line_ends_with_one_line_and_code_2(tmp_path, monkeypatch, capsys):
@@ -222,7 +275,7 @@ def test_outputs_are_constants_to_the_ball(teacher_run, tmp_path, digits):
 def test_a_shipped_name_is_its_teacher(name, shape, accuracy, tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
     split = few_shot_split(digits, tiny().data, 0)
-    teacher = reader(name, find_source(name), split, 1)(tiny().teacher_input)
+    teacher = reader(name, find_source(name), **shape_of(split, 1))(tiny().teacher_input)
     assert teacher.path == str(SHIPPED / name) and teacher.image_shape == shape and teacher.accuracy == pytest.approx(accuracy, abs=5e-5)
 
 

@@ -21,7 +21,7 @@ from wdkd.result import Evaluation, Result
 from wdkd.run_directory import Run, read_run, read_trained
 from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step, make_naming_step
 from wdkd.teacher import Teacher, check_agreement, inference
-from wdkd.teacher_loading import reader
+from wdkd.teacher_loading import reader, shape_of
 from wdkd.teacher_source import find_source
 from wdkd.wording import shown
 
@@ -206,4 +206,4 @@ def _find_teacher(given: str | None, run: Run, split: Split, total: int) -> Teac
         return None
     if source.kind == "outputs":
         note(f"of the teacher {shown(given or stored, 200)} the outputs alone are known, so agreement is not measured")
-    return reader(given or stored, source, split, total)(run.config.teacher_input)
+    return reader(given or stored, source, **shape_of(split, total))(run.config.teacher_input)

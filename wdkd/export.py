@@ -1,9 +1,7 @@
 """A finished run's network as one file for another runtime, compared with the checkpoint on the test images before it is there."""
 
 import dataclasses
-import importlib.util
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,20 +9,19 @@ import numpy as np
 
 from wdkd.cache import temporary_beside
 from wdkd.config import to_dict
+from wdkd.costs import Row, costs, row_of_network, row_of_teacher
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
-from wdkd.export_formats import forward_flops, write
+from wdkd.export_formats import write
 from wdkd.exported import BATCH, VERSION, Description, Exported, Format, input_in_words, read_exported
 from wdkd.files import write_file, write_json, writing
-from wdkd.latency import Cost, single_image
+from wdkd.latency import Cost
 from wdkd.models import parameter_count
-from wdkd.notes import note
 from wdkd.numpy_network import softmax
 from wdkd.progress import track
 from wdkd.result import read_result
 from wdkd.run_directory import Trained, read_trained
 from wdkd.teacher import inference
-from wdkd.timing import Spread
 from wdkd.wording import shown
 
 TOLERANCE = 1e-5
@@ -85,7 +82,7 @@ def export_run(
     Args:
       out: None: student.onnx, .stablehlo or .safetensors in the run's directory.
       int8: also write a quantised model, student.int8.onnx beside student.onnx.
-      teacher: directory of the run that is in the table of costs too; None: that of the run's teacher, if it is still there.
+      teacher: what is in the table of costs too, in any form that training takes; None: the run's teacher, if it is still there.
       data_dir: where TFDS keeps the data here; None: the stored one, else $TFDS_DATA_DIR.
 
     Raises:
@@ -97,8 +94,8 @@ def export_run(
     small = out.with_name(f"{out.stem}.int8{out.suffix}") if int8 else None
     _check_request(format, [out, report_of(out), *([small] if small else [])], small)
     trained = read_finished(directory)
+    beside = row_of_teacher(trained.run, teacher, read_result(directory / "result.json").teacher_accuracy)
     split = finished_split(trained, directory, data_dir)
-    beside = find_teacher(trained, teacher)
     with writing(out), temporary_beside(out.absolute()) as folder:
         logits = checkpoint_logits(trained, split.evaluation_images, show=show)
         described = describe_network(trained, split, logits, format)
@@ -110,7 +107,8 @@ def export_run(
         if small:
             written[small] = write_file(folder / small.name, quantized(written[out].read_bytes(), split, described))
             verified.append(compare(read_exported(written[small]), small, split, logits, show=show))
-        report = Report(str(directory), format, verified, costs(trained, described, written, verified, beside, show=show))
+        rows = [_row(trained, *of) for of in zip(("student", "student int8"), written.values(), verified, strict=False)]
+        report = Report(str(directory), format, verified, costs([*rows, *([beside] if beside else [])], show=show))
         for final, path in written.items():
             os.replace(path, final)
         write_json(report_of(out), to_dict(report))
@@ -120,6 +118,11 @@ def export_run(
 def report_of(out: Path) -> Path:
     """Where the report of an export is."""
     return out.with_name(f"{out.name}.json")
+
+
+def _row(trained: Trained, name: str, file: Path, verified: Verified) -> Row:
+    onnx = file.read_bytes() if file.suffix == ".onnx" else None
+    return row_of_network(name, trained, verified.accuracy, file=file, onnx=onnx)
 
 
 def _check_request(format: Format, paths: list[Path], small: Path | None) -> None:
@@ -231,65 +234,3 @@ def quantized(model: bytes, split: Split, described: Description) -> bytes:
 
     images = pixels(split.train_images).transpose(0, 3, 1, 2)
     return quantize(model, images, dataclasses.replace(described, precision="int8").texts())
-
-
-# --- the table of costs -----------------------------------------------------------------------------------------------
-
-
-def costs(
-    trained: Trained,
-    described: Description,
-    written: Mapping[Path, Path],
-    verified: list[Verified],
-    teacher: tuple[Trained, float | None] | None,
-    *,
-    show: bool,
-) -> list[Cost]:
-    """A row for each file that was written, and one for the teacher where there is one."""
-    runnable = all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime"))
-    onnx_layout = dataclasses.replace(described, layout=LAYOUTS["onnx"])
-    names = ["student", "student int8"][: len(written)]
-    paths = dict(zip(names, written.values(), strict=True))
-    models = {name: path.read_bytes() for name, path in paths.items()}
-    if described.layout != LAYOUTS["onnx"] and runnable:
-        models = {"student": write("onnx", trained, onnx_layout)}
-    known = {name: (trained, paths[name].stat().st_size, found.accuracy) for name, found in zip(names, verified, strict=True)}
-    if teacher is not None and runnable:
-        models["teacher"] = write("onnx", teacher[0], onnx_layout)
-        known["teacher"] = (teacher[0], len(models["teacher"]), teacher[1])
-    shapes = {name: network.run.input.image_shape for name, (network, *_) in known.items()}
-    times = single_image(models, shapes, show=show) if runnable else {}
-    return [_cost(name, *values, times.get(name)) for name, values in known.items()]
-
-
-def _cost(name: str, network: Trained, size: int, accuracy: float | None, times: Spread | None) -> Cost:
-    model = network.run.config.model
-    return Cost(
-        name=name,
-        model=f"{model.name} width {model.width} {model.norm} norm",
-        parameters=parameter_count(network.variables["params"]),
-        flops=forward_flops(network),
-        bytes=size,
-        accuracy=accuracy,
-        milliseconds=times,
-    )
-
-
-def find_teacher(trained: Trained, given: str | None) -> tuple[Trained, float | None] | None:
-    """The network of the teacher's run, and its accuracy where that is known; None, and a note that says why, where it is not there.
-
-    Raises:
-      UsageError: if `given` is no run's directory, or that of a damaged one.
-    """
-    directory = given or trained.run.teacher_directory
-    if directory is None:
-        return None
-    try:
-        result = Path(directory) / "result.json"
-        evaluation = read_result(result).evaluation if result.exists() else None
-        return read_trained(directory), evaluation and evaluation.accuracy
-    except UsageError as error:
-        if given is not None:
-            raise
-        note(f"the teacher is not in the table: {error}; --teacher names another place")
-        return None

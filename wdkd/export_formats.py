@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,17 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 def to_onnx(trained: Trained, description: Description) -> bytes:
     """Batch norm folded, NCHW; inputs and outputs as `onnx_graph.to_onnx` says."""
+    return onnx_content(trained, description.texts())
+
+
+def onnx_content(trained: Trained, texts: Mapping[str, str]) -> bytes:
+    """The same with any metadata."""
     from wdkd import onnx_graph
 
     shape = tuple(trained.run.input.image_shape)
     model, variables = fold(trained.model, trained.variables, shape)
     values = {name: np.asarray(leaf) for name, leaf in named(variables).items()}
-    return onnx_graph.to_onnx(record(model, variables, shape), values, description.texts()).SerializeToString()
+    return onnx_graph.to_onnx(record(model, variables, shape), values, texts).SerializeToString()
 
 
 def to_stablehlo(trained: Trained, description: Description) -> bytes:

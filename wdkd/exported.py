@@ -151,14 +151,14 @@ def _format(content: bytes) -> Format:
     return "onnx"
 
 
-def session(content: bytes, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU, with as many threads as there are cores, or `threads`, that says nothing but its errors."""
+def session(model: bytes | str, threads: int = 0) -> Any:
+    """An onnxruntime session of a model's content, or its file, on the CPU, with a thread per core, or `threads`; it says errors alone."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _read_onnx(content: bytes) -> tuple[Mapping[str, str], Run]:

@@ -18,11 +18,12 @@ LIMIT = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file that was read: the model, its path, and SHA-256 of its bytes and of its external data's."""
+    """A file that was read: the model, its path, and of its bytes with its external data's their SHA-256 and number."""
 
     model: onnx.ModelProto
     path: Path
     hash: str
+    size: int
 
 
 def read_onnx(path: Path) -> File:
@@ -45,7 +46,7 @@ def read_onnx(path: Path) -> File:
         model = onnx.inliner.inline_local_functions(model)
     except Exception as error:
         raise UsageError(f"teacher {path} is damaged or no valid ONNX ({shown(first_line(error), 200)}); export it again") from error
-    return File(model, path, digest.hexdigest())
+    return File(model, path, digest.hexdigest(), LIMIT - left)
 
 
 def _content(path: Path, limit: int, of: Path | None = None) -> bytes:

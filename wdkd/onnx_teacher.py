@@ -18,6 +18,7 @@ from jaxonnxruntime.config_class import jaxort_only_allow_initializers_as_static
 
 from wdkd.config import TeacherInputConfig
 from wdkd.errors import UsageError
+from wdkd.latency import Timed
 from wdkd.notes import note
 from wdkd.onnx_file import File, first_line, read_onnx
 from wdkd.onnx_operators import STATIC, missing
@@ -97,6 +98,17 @@ def _network(hashed: _Hashed, shape: tuple[int, ...], classes: int) -> tuple[Net
     _compare(file, one, variables, shape, output)
     # One image at a time, mapped: so the batch may have any size, whatever batch the file was exported with.
     return jax.vmap(lambda variables, image: one(variables, image[None])[0], in_axes=(None, 0)), variables
+
+
+def single_image_case(path: str, options: TeacherInputConfig, image_shape: tuple[int, ...]) -> tuple[int, Timed | None]:
+    """(bytes of the file and what belongs to it, how one image is given to it; None where it takes several at a time alone)."""
+    file = read_onnx(Path(path))
+    where = shown(file.path.name)
+    sides, dtype = _image_input(file.model, where)
+    channels, size = _own_size(sides, options)
+    own = interface(dataclasses.replace(options, classes=None), image_shape, (), where=where, channels=channels, size=size)
+    fixed = (sides[0] or 1) > 1
+    return file.size, None if fixed else Timed(str(file.path), _inputs(file.model)[0].name, (1, *own.shape), np.dtype(dtype))
 
 
 def _output(network: Callable[..., list[jax.Array]], output: int, dtype: Any, variables: Any, x: jax.Array) -> jax.Array:

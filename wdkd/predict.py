@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,13 +74,52 @@ def _is_hidden(file: Path, root: Path) -> bool:
 
 
 def read_judge(path: str | os.PathLike, student: Exported) -> Judge:
-    """A teacher, from its run's directory or an exported file. Raises UsageError unless its classes are the student's, in any order."""
+    """A teacher, from its run's directory or an exported file.
+
+    Raises:
+      UsageError: if it cannot be read, or its classes are not the student's, in any order.
+    """
     if Path(path).is_dir():
         judge = _judge_of_run(path)
     else:
-        exported = read_exported(path)
+        try:
+            exported = read_exported(path)
+        except UsageError as error:
+            raise UsageError(f"teacher {error}; for any other teacher, give the student's run to --run too") from error
         height, width, channels = exported.description.image_shape
         judge = Judge((height, width), channels, exported.description.class_names, lambda pixels: exported(pixels)[0])
+    return _of_same_classes(judge, path, student)
+
+
+def read_judge_as_in(directory: str | os.PathLike, given: str | None, student: Exported) -> Judge:
+    """A teacher in any form that training takes, given images as in the student's run.
+
+    Args:
+      directory: of that run.
+      given: the teacher; None: that of the run. Python code must be given: a run's files may come from elsewhere.
+
+    Raises:
+      UsageError: if there is none, it is gone or cannot be read, its outputs alone are known, or its classes are not the student's.
+    """
+    from wdkd.run_directory import read_run
+    from wdkd.teacher_loading import reader
+    from wdkd.teacher_source import find_source
+
+    run = read_run(directory)
+    named = given or run.teacher_directory
+    if named is None:
+        raise UsageError(f"{shown(directory, 300)} has no teacher; leave --run out")
+    source = find_source(named)
+    if source.kind == "outputs":
+        raise UsageError(f"of the teacher {shown(named, 300)} the outputs alone are known; leave --run out")
+    if source.kind == "function" and given is None:
+        raise UsageError(f"the teacher is Python code; give --teacher {shown(named, 300)} too if it may be run")
+    shape = {"image_shape": run.input.image_shape, "class_names": run.input.class_names}
+    teacher = reader(named, source, **shape)(run.config.teacher_input)
+    return _of_same_classes(_judge(teacher, **shape), named, student)
+
+
+def _of_same_classes(judge: Judge, path: str | os.PathLike, student: Exported) -> Judge:
     ours = student.description.class_names
     if sorted(judge.names) != sorted(ours):
         strange = sorted(set(judge.names) ^ set(ours))
@@ -92,15 +132,18 @@ def read_judge(path: str | os.PathLike, student: Exported) -> Judge:
 
 def _judge_of_run(path: str | os.PathLike) -> Judge:
     # An exported network does without these.
-    import jax
-
     from wdkd.run_directory import read_run, read_teacher
 
     given = read_run(path).input
-    teacher = read_teacher(path)
+    return _judge(read_teacher(path), image_shape=given.image_shape, class_names=given.class_names)
+
+
+def _judge(teacher: Any, *, image_shape: Sequence[int], class_names: Sequence[str]) -> Judge:
+    import jax
+
     apply = jax.jit(lambda variables, pixels: teacher.apply(variables, pixels).logits)
-    height, width, channels = given.image_shape
-    return Judge((height, width), channels, given.class_names, lambda pixels: np.asarray(apply(teacher.variables, pixels)))
+    height, width, channels = image_shape
+    return Judge((height, width), channels, class_names, lambda pixels: np.asarray(apply(teacher.variables, pixels)))
 
 
 def predict(student: Exported, paths: Sequence[Path], judge: Judge | None = None) -> Iterator[Prediction | UsageError]:

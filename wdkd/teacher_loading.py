@@ -3,7 +3,10 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from wdkd.config import Config, TeacherInputConfig
 from wdkd.data import Split
@@ -30,7 +33,7 @@ def load_teacher(config: Config, split: Split, total: int, *, show: bool) -> Tea
     if config.teacher is None:
         return None
     source = find_source(config.teacher)
-    read = reader(config.teacher, source, split, total)
+    read = reader(config.teacher, source, **shape_of(split, total))
     teacher = read(config.teacher_input)
     resizable = config.data.folder is not None
     check_agreement(teacher, classes=split.num_classes, image_shape=split.image_shape, resizable=resizable)
@@ -64,9 +67,28 @@ def with_classes(split: Split, config: Config) -> Split:
     return split.with_classes(given_names(config.teacher_input.classes))
 
 
-def reader(given: str, source: Source, split: Split, total: int) -> Callable[[TeacherInputConfig], Teacher]:
-    """The function that reads a teacher in the way that options say. Raises UsageError where what that takes is not installed."""
-    data = {"image_shape": tuple(split.image_shape), "class_names": split.class_names}
+def shape_of(split: Split, total: int) -> dict[str, Any]:
+    """What `reader` is told of a split of a training split of `total` images."""
+    return {"image_shape": split.image_shape, "class_names": split.class_names, "rows": (split.train_indices, total)}
+
+
+def reader(
+    given: str,
+    source: Source,
+    *,
+    image_shape: Sequence[int],
+    class_names: Sequence[str],
+    rows: tuple[np.ndarray, int] | None = None,
+) -> Callable[[TeacherInputConfig], Teacher]:
+    """The function that reads a teacher, in the way that options say, for images (H, W, C) of these classes.
+
+    Args:
+      rows: the training images, as numbers into the whole training split, and how many that has; a file of outputs needs them.
+
+    Raises:
+      UsageError: where what reading it takes is not installed.
+    """
+    data = {"image_shape": tuple(image_shape), "class_names": class_names}
     if source.kind == "run":
         # Results say where it is as it was given, but for a shipped name.
         directory = given if os.path.abspath(given) == source.location else source.location
@@ -74,7 +96,8 @@ def reader(given: str, source: Source, split: Split, total: int) -> Callable[[Te
     if source.kind == "function":
         return functools.partial(read_function_teacher, source.location, **data)
     if source.kind == "outputs":
-        return functools.partial(read_outputs_teacher, source.location, **data, indices=split.train_indices, total=total, given=given)
+        indices, total = rows
+        return functools.partial(read_outputs_teacher, source.location, **data, indices=indices, total=total, given=given)
     try:
         from wdkd.onnx_teacher import read_onnx_teacher
     except ImportError as error:
