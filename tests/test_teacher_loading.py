@@ -235,6 +235,20 @@ def test_code_that_gives_a_runs_network_teaches_as_the_run(teacher_run, tmp_path
     assert "give --teacher if it may be run" in capsys.readouterr().err
 
 
+def test_a_runs_export_teaches_as_the_run(teacher_run, tmp_path):
+    """Of its two outputs that fit, the one that is read is called so."""
+    pytest.importorskip("jaxonnxruntime")
+    export_run(teacher_run[0], "onnx", tmp_path / "net.onnx", show=False)
+    edits = {"method__name": "wdkd", "cache__mode": "on"}
+    ours = run(tiny(teacher=str(tmp_path / "net.onnx"), **edits), tmp_path / "file", show_progress=False)
+    theirs = run(tiny(teacher=str(teacher_run[0]), **edits), tmp_path / "run", show_progress=False)
+    close(tmp_path / "file", tmp_path / "run", 1e-4)
+    assert (ours.evaluation.accuracy, ours.teacher_accuracy) == (theirs.evaluation.accuracy, theirs.teacher_accuracy)
+    edits["teacher_input__outputs"] = "probabilities"
+    run(tiny(teacher=str(tmp_path / "net.onnx"), **edits), tmp_path / "probabilities", show_progress=False)
+    close(tmp_path / "probabilities", tmp_path / "run", 1e-3)
+
+
 def test_recorded_outputs_teach_as_the_network_that_gave_them(teacher_run, tmp_path, capsys, digits):
     config = tiny(method__name="kd")
     split = few_shot_split(digits, config.data, config.seed)

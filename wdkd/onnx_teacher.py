@@ -72,7 +72,7 @@ def _build(hashed: _Hashed, options: TeacherInputConfig, image_shape: tuple[int,
     where = shown(file.path.name)
     channels, size = _own_size(_image_input(file.model, where)[0], options)
     between = interface(options, image_shape, class_names, where=where, channels=channels, size=size)
-    network, variables = _network(hashed, between.shape, len(class_names))
+    network, variables = _network(hashed, between.shape, len(class_names), options.outputs)
     return Teacher(
         apply=adapt(network, between),
         variables=variables,
@@ -86,12 +86,12 @@ def _build(hashed: _Hashed, options: TeacherInputConfig, image_shape: tuple[int,
 
 
 @functools.lru_cache(maxsize=4)
-def _network(hashed: _Hashed, shape: tuple[int, ...], classes: int) -> tuple[Network, Any]:
+def _network(hashed: _Hashed, shape: tuple[int, ...], classes: int, kind: str) -> tuple[Network, Any]:
     """(function (variables, images (B, *shape)) -> outputs (B, classes), its variables)."""
     file = hashed.file
     where = shown(file.path.name)
     network, variables, shapes = convert(file, shape, where)
-    output = _choose_output(shapes, classes, where)
+    output = _choose_output(shapes, classes, kind, where)
     found = list(shapes.values())[output]
     check_outputs(found, 1, classes, where)
     one = functools.partial(_output, network, output, _image_input(file.model, where)[1])
@@ -156,14 +156,20 @@ def _own_size(sides: list[int | None], options: TeacherInputConfig) -> tuple[int
     return (rest[2], (rest[0], rest[1])) if options.layout == "nhwc" else (rest[0], (rest[1], rest[2]))
 
 
-def _choose_output(shapes: dict[str, tuple[int, ...]], classes: int, where: str) -> int:
-    """The number of the output with one number per class. Raises UsageError where none has, or several have."""
+def _choose_output(shapes: dict[str, tuple[int, ...]], classes: int, kind: str, where: str) -> int:
+    """The number of the output with one number per class; of several, that whose name is the `kind` of outputs that is read.
+
+    Raises:
+      UsageError: where none has one number per class, or several have and none is called so.
+    """
     fitting = [index for index, shape in enumerate(shapes.values()) if shape == (1, classes)]
+    called = [index for index in fitting if list(shapes)[index] == kind]
+    fitting = called if len(fitting) > 1 and called else fitting
     described = ", ".join(f"{shown(name)!r} ({'×'.join(map(str, shape))})" for name, shape in shapes.items())
     if len(shapes) > 1 and len(fitting) != 1:
         raise UsageError(
             f"teacher {where} has {len(shapes)} outputs, of which {len(fitting)} have one number for each of the data's {classes} classes: "
-            f"{described}; export it with one output"
+            f"{described}; export it with one output, or call the one to take {kind!r}"
         )
     if len(shapes) > 1:
         note(f"teacher {where} has {len(shapes)} outputs: {described}; {shown(list(shapes)[fitting[0]])!r} is used")
