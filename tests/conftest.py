@@ -3,11 +3,14 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # Before JAX is imported; several tests compare bits.
+# Nearly all the time of these tests goes into compiling, and LLVM's optimisation is a third of that.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 import dataclasses
 import functools
 import importlib.util
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -18,10 +21,16 @@ from wdkd import parallel
 from wdkd.config import AugmentConfig, Config, DataConfig, MethodConfig, ModelConfig, TrainConfig
 from wdkd.train import run
 
-# Nearly all the time of these tests goes into compiling; the same program is then read back, bit for bit.
+# The same program is then read back, bit for bit.
 parallel.enable_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    # Below nohup, or in the background of a script, these come ignored, and would be in the processes that are sent them here.
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 def pytest_collection_modifyitems(items):

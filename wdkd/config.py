@@ -71,6 +71,7 @@ class DataConfig:
         if self.evaluate_on == "validation":
             require(self.validation_size > 0, "data.validation_size", self.validation_size, "above 0 to evaluate on validation")
         require_path("data.folder", self.folder)
+        require(isinstance(self.image_size, tuple), "data.image_size", self.image_size, "a tuple, as (32,) or (24, 32)")
         sides = " ".join(map(str, self.image_size))
         within = len(self.image_size) in (1, 2) and all(MIN_SIDE <= side <= MAX_SIDE for side in self.image_size)
         require(within, "data.image_size", sides or "empty", f"one or two numbers between {MIN_SIDE} and {MAX_SIDE}")
@@ -289,6 +290,9 @@ class TeacherInputConfig:
     """Its classes in the order of its outputs, by the data's names: these, or one text file of a name a line; None: the data's order."""
 
     def check(self) -> None:
+        for name in ("mean", "std", "size", "classes"):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, tuple), f"teacher_input.{name}", value, "a tuple, as (0.5,) of one number, or None")
         for name in ("mean", "std"):
             self._check_statistics(name, getattr(self, name))
         if self.size is not None:

@@ -39,9 +39,9 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(ground):
 
 
 def test_damaged_directories_end_in_a_line_or_as_ever(ground):
-    tries = hostile.damaged_directories(ground, 16)
+    tries = hostile.damaged_directories(ground, 6)
     nothing_bad(tries)
-    assert tries.tries == 16
+    assert tries.tries == 6
 
 
 # --- the harness itself -------------------------------------------------------------------------------------------------
