@@ -49,7 +49,7 @@ def test_varied_options_are_multiplied_in_and_name_the_directory():
 
 def test_data_sets_can_be_varied_and_have_their_own_directories():
     jobs = jobs_of(on_validation(), vary=("data.name=digits,emnist/balanced",))
-    assert [job.workdir.parts[1:-4] for job in jobs] == [("digits",), ("emnist", "balanced")]
+    assert [job.workdir.parts[1:-4] for job in jobs] == [("digits",), ("emnist-balanced",)]
     assert [job.root for job in jobs] == [Path("runs")] * 2
 
 

@@ -354,10 +354,18 @@ def test_no_result_is_written_elsewhere(tmp_path, field, name):
     assert str(caught.value).isprintable()
 
 
-def test_a_set_with_a_configuration_has_a_folder_for_each(tmp_path):
-    assert results_path(tmp_path, make_result(dataset="emnist/balanced")).relative_to(tmp_path).as_posix() == (
-        "emnist/balanced/plain/kd/n50/seed0.json"
-    )
+def test_a_set_with_a_configuration_is_in_the_report(tmp_path):
+    """One directory for each configuration, where the report looks for results and for tuning runs."""
+    result = make_result(dataset="emnist/balanced")
+    path = results_path(tmp_path, result)
+    assert path.relative_to(tmp_path).as_posix() == "emnist-balanced/plain/kd/n50/seed0.json"
+    write_result(path, result)
+    tried = make_result(dataset="emnist/balanced", split="validation")
+    write_result(results_path(tmp_path / "tuning", tried), tried)
+    found = report.whole_report(tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in found.paths}
+    assert found.warnings == [] and {"emnist-balanced/plain.md", "tuning/emnist-balanced/plain.md"} <= names
+    assert "emnist/balanced, track plain" in (tmp_path / "emnist-balanced" / "plain.md").read_text()
 
 
 def test_what_is_written_can_be_read(tmp_path):

@@ -12,6 +12,7 @@ from wdkd.config import Config, differences
 from wdkd.errors import UsageError
 from wdkd.evaluate import TRACKS
 from wdkd.methods import create_stages
+from wdkd.result import place
 from wdkd.vary import Axis, edited, read_axis, suffix
 
 MOST_RUNS = 100_000
@@ -46,7 +47,7 @@ class Job:
     @property
     def root(self) -> Path:
         """The directory of all of its sweep's runs."""
-        return self.workdir.parents[3 + len(Path(self.config.data.dataset).parts)]
+        return self.workdir.parents[4]
 
     @property
     def variant(self) -> str:
@@ -58,7 +59,7 @@ class Job:
         """The file that the result is also written to, where reports look for it; variants of a method are apart in tuning alone."""
         data, track = self.config.data, TRACKS[self.config.augment.name]
         name = self.variant if data.evaluate_on == "validation" else self.config.method.name
-        return self.publish / data.dataset / track / name / f"n{data.n_per_class or 'full'}" / f"seed{self.config.seed}.json"
+        return self.publish / place(data.dataset) / track / name / f"n{data.n_per_class or 'full'}" / f"seed{self.config.seed}.json"
 
 
 def expand(grid: Grid, base: Config, workdir: Path, results: Path) -> list[Job]:
@@ -104,7 +105,7 @@ def _job(base: Config, workdir: Path, results: Path, point: tuple[Any, ...], var
         config = edited(config, axis.option, value)
         variant += suffix(axis.option, value)
     create_stages(config.check().method)
-    name = Path(config.data.dataset) / augmentation / variant / f"n{n or 'full'}" / f"seed{seed}"
+    name = Path(place(config.data.dataset)) / augmentation / variant / f"n{n or 'full'}" / f"seed{seed}"
     publish = results / "tuning" if config.data.evaluate_on == "validation" else results
     return Job(config, workdir / name, publish, workdir / "teacher-cache")
 

@@ -123,6 +123,11 @@ class Result:
         return self
 
 
+def place(dataset: str) -> str:
+    """The directory of a data set's runs and results: of a TFDS set with a configuration, as emnist/balanced, emnist-balanced."""
+    return dataset.replace("/", "-")
+
+
 def results_path(root: str | os.PathLike, result: Result) -> Path:
     """Where the result belongs below `root`: <dataset>/<track>/<method>/n<M>/seed<k>.json (protocol's layout).
 
@@ -133,7 +138,7 @@ def results_path(root: str | os.PathLike, result: Result) -> Path:
     path = Path(root)
     for part in (result.dataset, result.track, result.method, f"n{n}", f"seed{result.seed}"):
         require_name("a part of the result's path", part)
-        path /= part
+        path /= place(part)
     return path.with_name(f"{path.name}.json")
 
 

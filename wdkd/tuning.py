@@ -8,7 +8,7 @@ from typing import Any
 from wdkd import figures, settings, tables
 from wdkd.collection import Collection, TrackReport, collect, matching
 from wdkd.document import Bullets, Cell, Plot, Section, Table, word
-from wdkd.result import Result
+from wdkd.result import Result, results_path
 
 RADII = {"method.epsilon": "epsilon (pixels in [0, 1])", "method.sobolev_weight": "weight of the Jacobian term"}
 """Options that accuracy is drawn against, with the axis's label."""
@@ -67,8 +67,9 @@ def tuning_collection(directory: Path) -> Collection:
 
 def objection(where: Path, result: Result) -> str | None:
     """Why a run at <dataset>/<track>/... may not be tuned by, if it may not."""
-    if where.parts[:2] != (result.dataset, result.track):
-        return f"it holds a run of {result.dataset}/{result.track}; move it there"
+    right = results_path("", result).parts[:2]
+    if where.parts[:2] != right:
+        return f"it holds a run of {'/'.join(right)}; move it there"
     split = result.evaluation.split
     return None if split == "validation" else f"it was evaluated on {split}; run it again with --data.evaluate-on validation"
 
