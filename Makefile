@@ -45,7 +45,7 @@ faults: $(TESTED)
 	$(BIN)/python tests/faults/report.py --out results/reliability.md
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=900
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=900 --durations=25
 
 lint: $(TESTED)
 	$(BIN)/ruff check .
