@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wdkd import steps
 from wdkd.errors import UsageError
-from wdkd.exported import Description, describe, read_exported
+from wdkd.exported import Description, describe, pixels, read_exported
 
 safetensors = pytest.importorskip("safetensors.numpy")
 pytest.importorskip("onnxruntime")
@@ -167,3 +168,12 @@ def test_a_header_that_is_longer_than_the_file_is_no_safetensors(tmp_path):
 def test_texts_and_back():
     assert describe(DESCRIPTION.texts()) == DESCRIPTION
     assert describe({**DESCRIPTION.texts(), "more": "kept by others"}) == DESCRIPTION
+
+
+def test_pixels_are_those_that_networks_were_trained_on():
+    """Beside division in float64, and beside the training step's own."""
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    found = pixels(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, images.astype(np.float64) / 255, rtol=1e-7)
+    np.testing.assert_allclose(found, steps.pixels(images), rtol=1e-7)

@@ -92,6 +92,11 @@ class ModelConfig:
     norm: Literal["group", "batch"] = "group"
     """Normalisation; batch mixes the examples of a batch, so input gradients per example need group."""
 
+    @property
+    def words(self) -> str:
+        """Family, width and normalisation, as results and exports say them."""
+        return f"{self.name} width {self.width} {self.norm} norm"
+
     def check(self) -> None:
         require_name("model.name", self.name)
         require_count("model.width", self.width, most=1024)

@@ -36,8 +36,8 @@ def can_time() -> bool:
 
 
 def costs(rows: Sequence[Row], *, show: bool) -> list[Cost]:
-    """The rows with the time of one image on one core, measured in turn where `can_time`."""
-    cases = {row.cost.name: row.timed for row in rows if row.timed is not None and can_time()}
+    """The rows with the time of one image on one core, measured in turn, of those that can be timed."""
+    cases = {row.cost.name: row.timed for row in rows if row.timed is not None}
     times = single_image(cases, show=show) if cases else {}
     return [dataclasses.replace(row.cost, milliseconds=times.get(row.cost.name)) for row in rows]
 
@@ -49,14 +49,13 @@ def row_of_network(name: str, network: Trained, accuracy: float | None, *, file:
       file: its export, whose size is told; None: that of the ONNX export that it would be.
       onnx: the content of its ONNX export; None: it is written for this.
     """
-    model = network.run.config.model
     if onnx is None and can_time():
         onnx = onnx_content(network, {})
     height, width, channels = network.run.input.image_shape
     return Row(
         Cost(
             name=name,
-            model=f"{model.name} width {model.width} {model.norm} norm",
+            model=network.run.config.model.words,
             parameters=parameter_count(network.variables["params"]),
             flops=forward_flops(network),
             bytes=file.stat().st_size if file is not None else onnx and len(onnx),

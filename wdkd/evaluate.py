@@ -120,7 +120,7 @@ def build_result(
         teacher_accuracy=_teacher_accuracy(teacher, evaluation),
         through_teacher=config.method.through_teacher and (teacher is None or teacher.apply is not None),
         teacher_cached=teacher_cached,
-        model=f"{config.model.name} width {config.model.width} {config.model.norm} norm",
+        model=config.model.words,
         parameters=parameter_count(variables["params"]),
         forward_flops=parallel.forward_flops(apply, variables, split.image_shape),
         parameter_hash=parameter_hash,

@@ -13,7 +13,7 @@ from wdkd.costs import Row, costs, row_of_network, row_of_teacher
 from wdkd.data import Split, few_shot_split, load_dataset
 from wdkd.errors import UsageError
 from wdkd.export_formats import write
-from wdkd.exported import BATCH, VERSION, Description, Exported, Format, input_in_words, read_exported
+from wdkd.exported import BATCH, VERSION, Description, Exported, Format, input_in_words, pixels, read_exported
 from wdkd.files import write_file, write_json, writing
 from wdkd.latency import Cost
 from wdkd.models import parameter_count
@@ -173,11 +173,6 @@ def checkpoint_logits(trained: Trained, images: np.ndarray, *, show: bool) -> np
     return np.concatenate(parts)
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-    """uint8 images as float32 pixels in [0, 1]."""
-    return images.astype(np.float32) / np.float32(255)
-
-
 def describe_network(trained: Trained, split: Split, logits: np.ndarray, format: Format) -> Description:
     """What the file says about itself."""
     given, config = trained.run.input, trained.run.config
@@ -190,7 +185,7 @@ def describe_network(trained: Trained, split: Split, logits: np.ndarray, format:
         mean=given.mean,
         std=given.std,
         precision="float32",
-        model=f"{config.model.name} width {config.model.width} {config.model.norm} norm",
+        model=config.model.words,
         parameters=parameter_count(trained.variables["params"]),
         parameter_hash=trained.hash,
         dataset=config.data.name,

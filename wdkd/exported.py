@@ -98,6 +98,11 @@ def describe(texts: Mapping[str, str]) -> Description:
     return from_dict(Description, {name: parse_json(text) for name, text in texts.items() if name in names}, "metadata").check()
 
 
+def pixels(images: np.ndarray) -> np.ndarray:
+    """uint8 images as float32 pixels in [0, 1]."""
+    return images.astype(np.float32) / np.float32(255)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exported:
     """A file that was read: call it with pixels (n, H, W, C) float32 in [0, 1], n >= 1, to get (logits, probabilities), (n, classes)."""

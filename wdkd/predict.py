@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wdkd.errors import UsageError
-from wdkd.exported import Exported, read_exported
+from wdkd.exported import Exported, pixels, read_exported
 from wdkd.images import SUFFIXES, read_image
 from wdkd.wording import shown
 
@@ -167,15 +167,11 @@ def _predict_batch(student: Exported, paths: Sequence[Path], judge: Judge | None
         except ValueError as error:
             answers[index] = UsageError(f"{shown(path, 300)}: {error}")
     if read:
-        _, probabilities = student(_pixels([image for _, image in read]))
-        said = [None] * len(read) if judge is None else [judge.names[row.argmax()] for row in judge.logits(_pixels(seen))]
+        _, probabilities = student(pixels(np.stack([image for _, image in read])))
+        said = [None] * len(read) if judge is None else [judge.names[row.argmax()] for row in judge.logits(pixels(np.stack(seen)))]
         for (index, _), row, teacher in zip(read, probabilities, said, strict=True):
             answers[index] = _prediction(paths[index], row, student.description.class_names, teacher)
     return answers
-
-
-def _pixels(images: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(images).astype(np.float32) / np.float32(255)
 
 
 def _prediction(path: Path, probabilities: np.ndarray, names: Sequence[str], teacher: str | None) -> Prediction:
