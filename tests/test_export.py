@@ -200,7 +200,7 @@ def test_a_teacher_that_is_gone_is_left_out_of_the_table(finished_run, tmp_path,
     refused(f"{tmp_path / 'no'} is not a directory", tmp_path / "run", "onnx", tmp_path / "a.onnx", teacher=str(tmp_path / "no"))
     report = export_run(tmp_path / "run", "onnx", tmp_path / "a.onnx", show=False)
     assert [cost.name for cost in report.costs] == ["student"]
-    assert f"note: the teacher is not in the table: {tmp_path / 'gone'} is not a directory" in capsys.readouterr().err
+    assert f"note: the teacher is not in the table: the teacher {tmp_path / 'gone'} is no longer there" in capsys.readouterr().err
 
 
 def test_int8_is_for_onnx(teacher_run, tmp_path):

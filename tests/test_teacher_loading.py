@@ -153,12 +153,16 @@ def test_who_cannot_be_asked_is_said(wdkd_run, onnx_file, tmp_path):
     student = read_exported(tmp_path / "student")
     with pytest.raises(UsageError, match="for any other teacher, give the student's run to --run too"):
         read_judge(onnx_file, student)
-    with pytest.raises(UsageError, match="the outputs alone are known; leave --run out"):
+    with pytest.raises(UsageError, match="the outputs alone are known; give one that can be asked to --teacher"):
         read_judge_as_in(directory, "said.npz", student)
     config = tmp_path / "run" / "config.json"
     config.parent.mkdir()
     values = json.loads((directory / "config.json").read_text())
-    for stored, words in (("code:teacher", "is Python code; give --teacher code:teacher too"), (None, "has no teacher; leave --run out")):
+    for stored, words in (
+        ("code:teacher", "teacher code:teacher is Python code, which is called only if --teacher names it"),
+        (str(tmp_path / "gone.onnx"), "gone.onnx is no longer there; give --teacher"),
+        (None, "has no teacher; leave --run out"),
+    ):
         config.write_text(json.dumps({**values, "teacher_directory": stored}))
         with pytest.raises(UsageError, match=words):
             read_judge_as_in(config.parent, None, student)
@@ -232,7 +236,7 @@ def test_code_that_gives_a_runs_network_teaches_as_the_run(teacher_run, tmp_path
     sys.modules.pop("code_of_a_run")
     (tmp_path / "code_of_a_run.py").write_text("raise SystemExit('called')")
     assert evaluate_checkpoint("code").evaluation.agreement is None
-    assert "give --teacher if it may be run" in capsys.readouterr().err
+    assert "agreement with the teacher is not measured: the teacher code_of_a_run:teacher is Python code" in capsys.readouterr().err
 
 
 def test_a_runs_export_teaches_as_the_run(teacher_run, tmp_path):
@@ -266,7 +270,7 @@ def test_recorded_outputs_teach_as_the_network_that_gave_them(teacher_run, tmp_p
     assert (ours.through_teacher, ours.evaluation.agreement, ours.teacher_accuracy) == (False, None, None)
     assert ours.teacher_path == str(tmp_path / "said.npz")
     assert evaluate_checkpoint(tmp_path / "outputs").evaluation == ours.evaluation
-    assert "the outputs alone are known, so agreement is not measured" in capsys.readouterr().err
+    assert f"agreement is not measured: of the teacher {tmp_path / 'said.npz'} the outputs alone" in capsys.readouterr().err
 
 
 def test_outputs_are_constants_to_the_ball(teacher_run, tmp_path, digits):

@@ -18,8 +18,8 @@ from wdkd.models import parameter_count
 from wdkd.notes import note
 from wdkd.result import read_result
 from wdkd.run_directory import Run, Trained, read_trained
-from wdkd.teacher_loading import reader
-from wdkd.teacher_source import Source, find_source
+from wdkd.teacher_loading import find_teacher, reader
+from wdkd.teacher_source import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,23 +76,16 @@ def row_of_teacher(run: Run, given: str | None, accuracy: float | None) -> Row |
     Raises:
       UsageError: if what is given cannot be read.
     """
-    stored = given or run.teacher_directory
-    if stored is None:
-        return None
     try:
-        source = find_source(stored)
-        if source.kind == "run":
-            return _row_of_run(source)
-        if source.kind == "outputs":
-            raise UsageError(f"of {stored} the outputs alone are known")
-        if source.kind == "function" and given is None:
-            # A run's files may come from elsewhere, and would say which code is called.
-            raise UsageError(f"{stored} is Python code, which is run only if --teacher names it")
-        return _row_from_elsewhere(run, source, stored, accuracy)
+        found = find_teacher(run, given, answers=True)
+        if found is None:
+            return None
+        named, source = found
+        return _row_of_run(source) if source.kind == "run" else _row_from_elsewhere(run, source, named, accuracy)
     except UsageError as error:
         if given is not None:
             raise
-        note(f"the teacher is not in the table: {error}; --teacher names another place")
+        note(f"the teacher is not in the table: {error}")
         return None
 
 
@@ -102,9 +95,9 @@ def _row_of_run(source: Source) -> Row:
     return row_of_network("teacher", read_trained(source.location), evaluation and evaluation.accuracy)
 
 
-def _row_from_elsewhere(run: Run, source: Source, stored: str, accuracy: float | None) -> Row:
+def _row_from_elsewhere(run: Run, source: Source, named: str, accuracy: float | None) -> Row:
     shape = tuple(run.input.image_shape)
-    read = reader(stored, source, image_shape=shape, class_names=run.input.class_names)
+    read = reader(named, source, image_shape=shape, class_names=run.input.class_names)
     teacher = read(run.config.teacher_input)
     size, timed = None, None
     if source.kind == "onnx":
@@ -115,7 +108,7 @@ def _row_from_elsewhere(run: Run, source: Source, stored: str, accuracy: float |
     flops = parallel.forward_flops(teacher.apply, teacher.variables, shape)
     cost = Cost(
         name="teacher",
-        model=Path(stored).name,
+        model=Path(named).name,
         parameters=sum(leaf.size for leaf in floats),
         flops=None if flops is None else round(flops),
         bytes=size,

@@ -21,8 +21,7 @@ from wdkd.result import Evaluation, Result
 from wdkd.run_directory import Run, read_run, read_trained
 from wdkd.steps import Data, EvaluationDraw, TeacherApply, make_eval_step, make_naming_step
 from wdkd.teacher import Teacher, check_agreement, inference
-from wdkd.teacher_loading import reader, shape_of
-from wdkd.teacher_source import find_source
+from wdkd.teacher_loading import find_teacher, reader, shape_of
 from wdkd.wording import shown
 
 BATCH = 256
@@ -192,18 +191,17 @@ def evaluate_checkpoint(
 
 
 def _find_teacher(given: str | None, run: Run, split: Split, total: int) -> Teacher | None:
-    """The teacher that is given, else the one of training, for a split of a training split of `total` images; None where it is gone."""
-    stored = run.teacher_directory
-    if given is None and stored is None:
+    """The teacher that is given, else the one of training, for a split of a training split of `total` images; None without one."""
+    try:
+        found = find_teacher(run, given, answers=False)
+    except UsageError as error:
+        if given is not None:
+            raise
+        note(f"agreement with the teacher is not measured: {error}")
         return None
-    source = find_source(given or stored)
-    if given is None and source.kind == "function":
-        # A run's files may come from elsewhere, and would say which code is called.
-        note(f"the teacher is Python code, {shown(stored, 200)}, so agreement is not measured; give --teacher if it may be run")
+    if found is None:
         return None
-    if given is None and not source.exists:
-        note(f"the teacher is no longer at {stored}, so agreement is not measured; give --teacher")
-        return None
+    named, source = found
     if source.kind == "outputs":
-        note(f"of the teacher {shown(given or stored, 200)} the outputs alone are known, so agreement is not measured")
-    return reader(given or stored, source, **shape_of(split, total))(run.config.teacher_input)
+        note(f"agreement is not measured: of the teacher {shown(named, 200)} the outputs alone are known")
+    return reader(named, source, **shape_of(split, total))(run.config.teacher_input)

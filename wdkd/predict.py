@@ -102,18 +102,13 @@ def read_judge_as_in(directory: str | os.PathLike, given: str | None, student: E
       UsageError: if there is none, it is gone or cannot be read, its outputs alone are known, or its classes are not the student's.
     """
     from wdkd.run_directory import read_run
-    from wdkd.teacher_loading import reader
-    from wdkd.teacher_source import find_source
+    from wdkd.teacher_loading import find_teacher, reader
 
     run = read_run(directory)
-    named = given or run.teacher_directory
-    if named is None:
+    found = find_teacher(run, given, answers=True)
+    if found is None:
         raise UsageError(f"{shown(directory, 300)} has no teacher; leave --run out")
-    source = find_source(named)
-    if source.kind == "outputs":
-        raise UsageError(f"of the teacher {shown(named, 300)} the outputs alone are known; leave --run out")
-    if source.kind == "function" and given is None:
-        raise UsageError(f"the teacher is Python code; give --teacher {shown(named, 300)} too if it may be run")
+    named, source = found
     shape = {"image_shape": run.input.image_shape, "class_names": run.input.class_names}
     teacher = reader(named, source, **shape)(run.config.teacher_input)
     return _of_same_classes(_judge(teacher, **shape), named, student)

@@ -13,7 +13,7 @@ from wdkd.data import Split
 from wdkd.errors import UsageError
 from wdkd.function_teacher import read_function_teacher
 from wdkd.outputs_teacher import read_outputs_teacher
-from wdkd.run_directory import read_teacher
+from wdkd.run_directory import Run, read_teacher
 from wdkd.teacher import Teacher, check_agreement
 from wdkd.teacher_check import check_teacher
 from wdkd.teacher_input import given_names
@@ -65,6 +65,29 @@ def with_classes(split: Split, config: Config) -> Split:
             "give them, or a text file of them, to --teacher-input.classes"
         )
     return split.with_classes(given_names(config.teacher_input.classes))
+
+
+def find_teacher(run: Run, given: str | None, *, answers: bool) -> tuple[str, Source] | None:
+    """The teacher that is given, else the one that the run was trained with: as it is written, and what that is; None where it had none.
+
+    Args:
+      answers: whether it is needed for its answers to any images; a file of outputs has those to the training images alone.
+
+    Raises:
+      UsageError: if it is of no known kind or cannot answer, or is the run's own and gone or Python code.
+    """
+    named = given or run.teacher_directory
+    if named is None:
+        return None
+    source, what = find_source(named), f"the teacher {shown(named, 300)}"
+    if given is None and source.kind == "function":
+        # A run's files may come from elsewhere, and would say which code is called.
+        raise UsageError(f"{what} is Python code, which is called only if --teacher names it")
+    if given is None and not source.exists:
+        raise UsageError(f"{what} is no longer there; give --teacher")
+    if answers and source.kind == "outputs":
+        raise UsageError(f"of {what} the outputs alone are known; give one that can be asked to --teacher")
+    return named, source
 
 
 def shape_of(split: Split, total: int) -> dict[str, Any]:
