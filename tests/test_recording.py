@@ -156,7 +156,7 @@ def test_a_record_is_differentiable_along_any_path(kept):
     ("name", "edits"),
     [
         ("kd", {"augment__views": 2}),
-        ("fitnet", {}),
+        # The features of its one hint are among those of ab.
         ("ab", {"method__pretrain_epsilon": 0.05, "method__connector_norm": "group"}),
         ("sobolev", {}),
     ],

@@ -32,7 +32,7 @@ from wdkd.sweep import execute, run_sweep
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[1]
-EDITS = {"model.width": 4, "train.steps": 600, "train.batch_size": 20, "train.checkpoint_every": 100, "train.log_every": 10}
+EDITS = {"model.width": 4, "train.steps": 240, "train.batch_size": 20, "train.checkpoint_every": 40, "train.log_every": 10}
 LONG = edit(STUDENTS["digits"], EDITS)
 """Long enough to be disturbed: seconds, with a checkpoint after each sixth of them."""
 
@@ -96,7 +96,7 @@ def found(jobs):
 def undisturbed(tmp_path_factory):
     """What a sweep finds that nothing disturbs."""
     jobs = jobs_below(tmp_path_factory.mktemp("undisturbed"))
-    assert run_sweep(jobs, workers=2) == []
+    assert run_sweep(jobs, workers=1) == []
     expected = list(found(jobs))
     assert len({hash for hash, *_ in expected}) == 2
     return expected
@@ -243,14 +243,14 @@ def test_a_killed_process_costs_its_run_alone_which_then_goes_on(undisturbed, tm
         failed = run_sweep(jobs, workers=2)
     assert failed == [(jobs[0], "the process of this run was killed by signal 9 (out of memory?)")]
     assert read_result(jobs[1].workdir / "result.json") and not (jobs[0].workdir / "result.json").exists()
-    assert run_sweep(jobs, workers=2) == []
+    assert run_sweep(jobs, workers=1) == []
     assert list(found(jobs)) == undisturbed
 
 
 def start(directory):
     """The sweep of the undisturbed one, as a command."""
     edits = [f"--{name.replace('_', '-')}={value}" for name, value in EDITS.items()]
-    grid = ["--methods", "ce", "--n-per-class", "20", "--seeds", "0", "1", "--workers", "2"]
+    grid = ["--methods", "ce", "--n-per-class", "20", "--seeds", "0", "1", "--workers", "1"]
     places = ["--workdir", directory / "runs", "--results", directory / "results"]
     command = [sys.executable, ROOT / "launch" / "sweep.py", *grid, *edits, *places]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -272,8 +272,8 @@ def test_a_stopped_sweep_goes_on_where_it_was(number, undisturbed, tmp_path):
             assert "Traceback" not in errors
         else:
             assert process.wait() == -signal.SIGKILL
-    assert len(children) == 3 and not any((job.workdir / "result.json").exists() for job in jobs)
-    assert run_sweep(jobs, workers=2) == []
+    assert len(children) == 2 and not any((job.workdir / "result.json").exists() for job in jobs)
+    assert run_sweep(jobs, workers=1) == []
     assert not any(map(is_alive, children))
     assert list(found(jobs)) == undisturbed
 

@@ -25,9 +25,10 @@ def nothing_bad(tries):
     assert (tries.lost, tries.different, tries.unclear, tries.evidence) == (0, 0, 0, []), tries
 
 
-def test_a_run_that_is_killed_in_training_and_in_a_save_ends_bit_identical(ground):
+def test_a_run_that_is_killed_in_a_save_ends_bit_identical(ground):
+    """In training: tests/test_resume.py."""
     tries = Tries("")
-    faults.stopped(ground, tries, FITNET, [in_training, in_a_save], [signal.SIGKILL], -9)
+    faults.stopped(ground, tries, FITNET, [in_a_save], [signal.SIGKILL], -9)
     nothing_bad(tries)
     assert tries.tries >= 1, "it lived when it was killed"
 
