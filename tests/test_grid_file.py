@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from wdkd import command_line
 from wdkd.config import STUDENTS
 from wdkd.errors import UsageError
 from wdkd.grid_file import MAX_LINE, read_grid
+from wdkd.models import create_model, parameter_count
 
 OPTIONS = {"preset", "workdir", "results", "teacher", "methods", "n_per_class", "seeds", "vary", "train.steps", "augment.flip"}
 EXCLUDED = {"workers", "grid"}
@@ -154,3 +157,19 @@ def test_the_tables_have_every_cell_with_the_seeds_that_the_protocol_asks_for(de
 @pytest.mark.parametrize("name", ["tuning", "worst_case"])
 def test_what_is_chosen_by_looks_at_validation_images_alone(name, declared):
     assert {job.config.data.evaluate_on for job in declared(name)} == {"validation"}
+
+
+@pytest.mark.parametrize("name", ["tables", "long"])
+def test_the_students_have_at_most_the_parameters_that_the_protocol_allows(name, declared):
+    shapes = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
+    students = {(c.data.name, c.model) for c in (job.config for job in declared(name)) if c.data.evaluate_on == "test"}
+    assert len(students) == 2
+    for data, model in students:
+        network = create_model(model, classes=10, mean=[0.5] * shapes[data][2], std=[0.25] * shapes[data][2])
+        image = jax.ShapeDtypeStruct((1, *shapes[data]), np.float32)
+        assert parameter_count(jax.eval_shape(network.init, jax.random.key(0), image)["params"]) <= 300_000
+
+
+def test_a_longer_schedule_has_the_same_budget_in_all_cells(declared):
+    jobs = [job.config for job in declared("long") if job.config.data.evaluate_on == "test"]
+    assert len({(c.optimizer, c.train, c.augment) for c in jobs}) == 1
