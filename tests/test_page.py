@@ -152,8 +152,8 @@ def test_a_longer_schedule_has_a_chapter_of_its_own(parsed):
 
 def test_the_tuning_record_is_there(parsed):
     head, rows = parsed.table(f"{TUNING}/all-that-was-tried-wdkd-50-images-per-class")
-    assert head == ["temperature", "epsilon", "accuracy", "choice"] and len(rows) == 6
-    assert [row[1]["data-key"] for row in rows if row[3]["text"] == "chosen"] == ["0.01"]
+    assert head == ["temperature", "epsilon", "accuracy", "gain", "choice"] and len(rows) == 6
+    assert [row[1]["data-key"] for row in rows if row[4]["text"] == "chosen"] == ["0.01"]
     assert float(rows[0][2]["data-key"]) == pytest.approx(100 * (0.7 - 0.01 + 0.01))
     assert parsed.column(f"{TUNING}/chosen", "temperature")["50"]["text"] == "4"
 

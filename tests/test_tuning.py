@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_report import check_image, make_result
 
 from wdkd import config, report, tuning
@@ -43,9 +44,9 @@ def test_the_best_mean_is_chosen(tmp_path):
     tune(tmp_path, [validation(10, s, 0.7 + b + s / 50, e) for e, b in bumps.items() for s in range(3)])
     made, text = report_text(tmp_path)
     head, *found = rows(text, "All that was tried: wdkd, 10 images per class")
-    assert head == ["epsilon", "accuracy", "choice"]
+    assert head == ["epsilon", "accuracy", "gain", "choice"]
     deviation = np.std([0, 2, 4], ddof=1)
-    assert found == [
+    assert [row[:2] + row[3:] for row in found] == [
         [f"{e:g}", f"{72 + 100 * b:.2f} ± {deviation:.2f} (3)", "chosen" if e == 0.01 else ""] for e, b in sorted(bumps.items())
     ]
     assert rows(text, "Chosen")[1:] == [["10", "wdkd", f"73.20 ± {deviation:.2f} (3)", "4", "0.01"]]
@@ -74,6 +75,52 @@ def test_every_option_is_a_column_and_rows_are_in_the_order_of_their_values(tmp_
     assert rows(text, "Chosen")[1][2:] == [f"{100 * level[best]:.2f} (1)", "36", f"{best[1]:g}", best[2], f"{best[0]:g}", f"{best[3]:g}"]
     for t in (1.0, 4.0, 16.0):
         assert f"{t:g} → {100 * max(a for p, a in level.items() if p[0] == t):.2f} (of 12)" in text
+
+
+GAINS = {
+    # (method, epsilon, the other options): accuracies of seeds 0, 1, 2; those of one row are told from the next by what they add.
+    ("kd", 0.0, ()): (0.50, 0.60, 0.55),
+    ("kd", 0.0, (("temperature", 1.0),)): (0.10, 0.20, 0.30),
+    ("wdkd", 0.1, ()): (0.51, 0.63, 0.57),
+    ("wdkd", 0.1, (("aggregate", "max"),)): (0.50, 0.61, 0.56),
+    ("wdkd", 0.1, (("temperature", 1.0),)): (0.05, 0.25, 0.35),
+    ("wdkd", 0.1, (("temperature", 16.0),)): (0.5, 0.5, 0.5),
+    ("sobolev", 0.0, (("sobolev_weight", 0.1),)): (0.60, 0.65, 0.60),
+    ("sobolev", 0.1, (("sobolev_weight", 0.1),)): (0.61, 0.68, 0.60),
+    ("ab", 0.0, ()): (0.7, 0.7, 0.7),
+    ("ab", 0.1, ()): (0.69, 0.70, 0.67),
+}
+
+
+def test_gains_are_over_the_same_without_the_term_and_the_same_seed(tmp_path):
+    tune(tmp_path, [validation(10, s, a, e, m, **dict(o)) for (m, e, o), levels in GAINS.items() for s, a in enumerate(levels)])
+    _, text = report_text(tmp_path)
+
+    def difference(mine, other):
+        d = 100 * (np.array(GAINS[mine]) - GAINS[other])
+        half = stats.t.ppf(0.975, 2) * d.std(ddof=1) / np.sqrt(3)
+        return f"{d.mean():+.2f} [{d.mean() - half:+.2f}, {d.mean() + half:+.2f}] (3)"
+
+    def gains(method):
+        head, *found = rows(text, f"All that was tried: {method}, 10 images per class")
+        return [row[head.index("gain")] for row in found]
+
+    cool, plain = ("temperature", 1.0), ("kd", 0.0, ())
+    assert gains("wdkd") == [  # By aggregate and temperature.
+        difference(("wdkd", 0.1, (("aggregate", "max"),)), plain),
+        difference(("wdkd", 0.1, (cool,)), ("kd", 0.0, (cool,))),
+        difference(("wdkd", 0.1, ()), plain),
+        "",
+    ]
+    weight = (("sobolev_weight", 0.1),)
+    assert gains("sobolev") == [difference(("sobolev", 0.0, weight), plain), difference(("sobolev", 0.1, weight), ("sobolev", 0.0, weight))]
+    assert gains("ab") == ["", difference(("ab", 0.1, ()), ("ab", 0.0, ()))]
+    assert "gain" not in rows(text, "All that was tried: kd")[0]
+
+
+def test_one_seed_has_no_gain(tmp_path):
+    tune(tmp_path, [validation(epsilon=0.0), validation(epsilon=0.1, accuracy=0.8)])
+    assert rows(report_text(tmp_path)[1], "All that was tried")[0] == ["epsilon", "accuracy", "choice"]
 
 
 def test_sizes_and_methods_are_chosen_for_apart(tmp_path):

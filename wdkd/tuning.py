@@ -12,6 +12,8 @@ from wdkd.result import Result, results_path
 
 RADII = {"method.epsilon": "epsilon (pixels in [0, 1])", "method.sobolev_weight": "weight of the Jacobian term"}
 """Options that accuracy is drawn against, with the axis's label."""
+OF_THE_TERM = ("method.epsilon", "method.ground_norm", "method.aggregate", "method.through_teacher")
+"""Options of the worst-case term, which change nothing at radius 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Trial:
     """Those in which the trials of its study differ, by dotted name."""
     epsilon: float
     results: Sequence[Result]
+    gain: tables.Difference | None = None
+    """Over the same without the term (see `without_term`); None where that was not run."""
 
     @property
     def accuracy(self) -> tables.Summary:
@@ -95,18 +99,35 @@ def studies(results: Sequence[Result]) -> list[Study]:
     """The results by number of images and method, and there by the options in which they differ."""
     cells = tables.in_cells(results)
     sizes, methods = tables.size_order(n for _, n in cells), tables.method_order(m for m, _ in cells)
-    return [study(n, m, cells[m, n]) for n in sizes for m in methods if (m, n) in cells]
+    return [study(n, m, cells[m, n], cells.get(("kd", n), [])) for n in sizes for m in methods if (m, n) in cells]
 
 
-def study(n: int | None, method: str, results: Sequence[Result]) -> Study:
-    """The trials of one method and number of images."""
+def study(n: int | None, method: str, results: Sequence[Result], plain: Sequence[Result] = ()) -> Study:
+    """The trials of one method and number of images; `plain`: the runs of kd with as many."""
     every = [settings.options(r) for r in results]
     names = sorted(settings.differing(every), key=lambda name: (name in RADII, settings.short(name)))
     trials: dict[tuple, list[Result]] = {}
     for result, values in zip(results, every, strict=True):
         trials.setdefault(tuple(values[name] for name in names), []).append(result)
     ordered = sorted(trials, key=lambda values: [settings.sort_key(value) for value in values])
-    return Study(n, method, names, [Trial(dict(zip(names, v, strict=True)), trials[v][0].epsilon, trials[v]) for v in ordered])
+    gains = {v: tables.paired_difference(trials[v], without_term(trials[v][0], results, plain)) for v in ordered}
+    return Study(n, method, names, [Trial(dict(zip(names, v, strict=True)), trials[v][0].epsilon, trials[v], gains[v]) for v in ordered])
+
+
+def without_term(run: Result, own: Sequence[Result], plain: Sequence[Result]) -> list[Result]:
+    """The runs, one for each seed, that are as `run` but for what it adds: of its method at radius 0, or else, of wdkd and sobolev, kd's.
+
+    All other options that both methods look at are the same.
+    """
+    mine = settings.options(run)
+
+    def alike(other: Result) -> bool:
+        options = settings.options(other)
+        return other.epsilon == 0 and all(mine[name] == options[name] for name in mine.keys() & options.keys() - set(OF_THE_TERM))
+
+    if run.epsilon > 0 and (found := [other for other in own if alike(other)]):
+        return found
+    return [other for other in plain if alike(other)] if run.method in ("wdkd", "sobolev") else []
 
 
 def doubts(study: Study) -> list[str]:
@@ -146,6 +167,11 @@ def effects(study: Study) -> list[str]:
 
 # --- Words, tables and plots ------------------------------------------------------------------------------------------------
 
+GAIN = (
+    "Gain: over the same at radius 0, or over kd with the same options, in points; runs with the same seed and subset: "
+    "mean [95 % t-interval] (number of pairs)."
+)
+
 
 def section(title: str, image: Plot, found: Sequence[Study], warnings: Sequence[str]) -> Section:
     """The whole record; `image` is left out where no study has several radii."""
@@ -180,17 +206,18 @@ def trial_blocks(study: Study) -> list[str | Bullets | Table]:
     """All trials of a study, and what each option did."""
     if not study.names:
         return [f"One combination: {accuracy_cell(study.chosen).text}."]
-    rows = []
+    rows, paired = [], any(trial.gain is not None and trial.gain.low is not None for trial in study.trials)
     for trial in study.trials:
         best = trial is study.chosen
         values = [option_cell(trial.options[name]) for name in study.names]
         mark = Cell("chosen", 1) if best else Cell("", 0)
-        rows.append([*values, dataclasses.replace(accuracy_cell(trial), kind="best" if best else "plain"), mark])
-    table = Table([*map(settings.short, study.names), "accuracy", "choice"], rows)
+        gain = [Cell("", None) if trial.gain is None else Cell(str(trial.gain), trial.gain.mean)] if paired else []
+        rows.append([*values, dataclasses.replace(accuracy_cell(trial), kind="best" if best else "plain"), *gain, mark])
+    table = Table([*map(settings.short, study.names), "accuracy", *(["gain"] if paired else []), "choice"], rows)
     if len(study.names) == 1:
-        return [table]
+        return [table, *([GAIN] if paired else [])]
     note = "The best mean with each value of an option, whatever the others were (of that many combinations):"
-    return [table, note, Bullets(effects(study))]
+    return [table, *([GAIN] if paired else []), note, Bullets(effects(study))]
 
 
 def accuracy_cell(trial: Trial) -> Cell:
