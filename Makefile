@@ -44,9 +44,8 @@ tuning tables: setup
 faults: $(TESTED)
 	$(BIN)/python tests/faults/report.py --out results/reliability.md
 
-# In the order of testpaths: xdist would otherwise leave the files of one long test, as notebooks are, for the end.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --nbmake --nbmake-timeout=900 --durations=25
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=900 --durations=25
 
 lint: $(TESTED)
 	$(BIN)/ruff check .
