@@ -102,7 +102,7 @@ def studies(results: Sequence[Result]) -> list[Study]:
     return [study(n, m, cells[m, n], cells.get(("kd", n), [])) for n in sizes for m in methods if (m, n) in cells]
 
 
-def study(n: int | None, method: str, results: Sequence[Result], plain: Sequence[Result] = ()) -> Study:
+def study(n: int | None, method: str, results: Sequence[Result], plain: Sequence[Result]) -> Study:
     """The trials of one method and number of images; `plain`: the runs of kd with as many."""
     every = [settings.options(r) for r in results]
     names = sorted(settings.differing(every), key=lambda name: (name in RADII, settings.short(name)))
@@ -206,18 +206,20 @@ def trial_blocks(study: Study) -> list[str | Bullets | Table]:
     """All trials of a study, and what each option did."""
     if not study.names:
         return [f"One combination: {accuracy_cell(study.chosen).text}."]
-    rows, paired = [], any(trial.gain is not None and trial.gain.low is not None for trial in study.trials)
+    paired = any(trial.gain is not None and trial.gain.low is not None for trial in study.trials)
+    column, note = (["gain"], [GAIN]) if paired else ([], [])
+    rows = []
     for trial in study.trials:
         best = trial is study.chosen
         values = [option_cell(trial.options[name]) for name in study.names]
         mark = Cell("chosen", 1) if best else Cell("", 0)
         gain = [Cell("", None) if trial.gain is None else Cell(str(trial.gain), trial.gain.mean)] if paired else []
         rows.append([*values, dataclasses.replace(accuracy_cell(trial), kind="best" if best else "plain"), *gain, mark])
-    table = Table([*map(settings.short, study.names), "accuracy", *(["gain"] if paired else []), "choice"], rows)
+    table = Table([*map(settings.short, study.names), "accuracy", *column, "choice"], rows)
     if len(study.names) == 1:
-        return [table, *([GAIN] if paired else [])]
-    note = "The best mean with each value of an option, whatever the others were (of that many combinations):"
-    return [table, *([GAIN] if paired else []), note, Bullets(effects(study))]
+        return [table, *note]
+    best_of = "The best mean with each value of an option, whatever the others were (of that many combinations):"
+    return [table, *note, best_of, Bullets(effects(study))]
 
 
 def accuracy_cell(trial: Trial) -> Cell:
