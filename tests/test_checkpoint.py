@@ -26,7 +26,7 @@ def make_state(averaged, seed=0, width=3, name="adamw"):
 
     variables = {
         "student": {"params": {"a": dense(width), "b": dense(4)}, "batch_stats": {"a": {"mean": draw.normal(size=4).astype(np.float32)}}},
-        "connectors": {"params": {"c": dense(2)}},
+        "connectors": {"params": {"c": {"kernel": draw.normal(size=(1, 1, 2, 2)).astype(np.float32)}}},
     }
     optimizer = create_optimizer(OptimizerConfig(name=name), steps=10)
     state = create_state(jax.tree.map(jnp.asarray, variables), optimizer, step=7, averaged=averaged)
@@ -49,7 +49,7 @@ def bits(tree):
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
 def test_a_state_comes_back_bit_for_bit(tmp_path, averaged, name):
     state = make_state(averaged, name=name)
     extreme = np.array([[np.nan, np.inf, -0.0], [1e-45, np.finfo(np.float32).max, 1 / 3]], np.float32)

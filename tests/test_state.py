@@ -1,4 +1,6 @@
-"""The optimiser against NumPy: schedule, AdamW, Nesterov, clipping, which leaves decay; and the moving average."""
+"""The optimiser against NumPy: schedule, AdamW, Muon, Nesterov, clipping, which leaves decay; and the moving average."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +116,32 @@ def test_sgd_with_nesterov_momentum_against_numpy():
         close(found[step], p)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_muon_against_singular_values_in_numpy():
+    """Newton and Schulz's iteration changes singular values alone, each by its polynomial, which is near 1 in the end."""
+    config = OptimizerConfig("muon", learning_rate=0.03, warmup_fraction=0.2, weight_decay=0.1, clip_norm=None)
+    params, gradients = parameters(), [parameters(seed) for seed in (1, 2, 3)]
+    found, adam = run(config, params, gradients), run(dataclasses.replace(config, name="adamw"), params, gradients)
+    p = leaves(params)
+    convolutions = [path for path, leaf in p.items() if "kernel" in path and leaf.ndim == 4]
+    momentum = {path: np.zeros_like(p[path]) for path in convolutions}
+    for step, gradient in enumerate(map(leaves, gradients)):
+        expected = dict(adam[step])
+        for path in convolutions:
+            g = gradient[path]
+            momentum[path] = 0.95 * momentum[path] + 0.05 * g
+            ahead = 0.95 * momentum[path] / (1 - 0.95 ** (step + 2)) + 0.05 * g / (1 - 0.95 ** (step + 1))
+            u, s, v = np.linalg.svd(ahead.reshape(-1, g.shape[-1]), full_matrices=False)
+            s = s / np.linalg.norm(s)
+            for _ in range(5):
+                s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+            assert (s > 0.6).all() and (s < 1.3).all()
+            direction = 0.2 * np.sqrt(max(len(u), len(v))) * (u * s) @ v
+            p[path] = expected[path] = p[path] - cosine(step, 0.03, 2, STEPS) * (direction.reshape(g.shape) + 0.1 * p[path])
+        close(found[step], expected)
+    assert len(convolutions) == 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
 def test_decay_shrinks_kernels_alone_and_nothing_where_it_is_off(name):
     """With zero gradients decay is all that moves anything; without it a layer that a stage does not reach stays, bit for bit."""
     config = OptimizerConfig(name, learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.5, momentum=0.0, clip_norm=1.0)

@@ -79,7 +79,7 @@ def test_no_gradient_reaches_the_filters_and_all_other_parameters_have_one():
     assert {name for name, any_moved in moved.items() if not any_moved} == {"Whitening_0"}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_training_and_weight_decay_leave_the_filters_of_the_subset(optimizer, tmp_path):
     config = tiny(model__name="whitened_cnn", optimizer__name=optimizer, optimizer__weight_decay=0.1)
     run(config, tmp_path / "run", show_progress=False)

@@ -181,14 +181,14 @@ class AugmentConfig:
 class OptimizerConfig:
     """The optimiser of each stage; a second stage starts a fresh one."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with Nesterov momentum."""
+    name: Literal["adamw", "muon", "sgd"] = "adamw"
+    """adamw; muon for the kernels of convolutions, with adam for the rest (Jordan 2024); or sgd with Nesterov momentum."""
     learning_rate: float = 2e-3
     """Peak of the schedule: linear warm-up, then a cosine to zero."""
     warmup_fraction: float = 0.05
     """Share of a stage's steps spent warming up."""
     weight_decay: float = 1e-4
-    """Decay of the kernels (adamw: decoupled; sgd: part of the gradient); of nothing in pre-training stages."""
+    """Decay of the kernels (adamw, muon: decoupled; sgd: part of the gradient); of nothing in pre-training stages."""
     momentum: float = 0.9
     """For sgd."""
     clip_norm: float | None = 1.0
