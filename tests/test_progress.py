@@ -1,9 +1,13 @@
 """Metrics are looked at one call late, and every step's; the rate counts finished calls."""
 
 import math
+import os
 import struct
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +155,21 @@ def test_tensorboard_reads_the_events_and_forgets_those_of_a_killed_call(tmp_pat
     assert seen == [
         ("start", 1), ("loss", 1, 1.0), ("loss", 2, 2.0), ("loss", 3, 3.0), ("start", 3), ("loss", 3, 3.2), ("loss", 4, 4.2)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("earlier", ["", "import torch;"])
+def test_events_import_no_torch_and_leave_it_to_others(earlier, tmp_path):
+    (tmp_path / "torch.py").write_text("Tensor = float")
+    code = f"""import sys; {earlier} from pathlib import Path; from wdkd.progress import Events
+Events(Path({str(tmp_path)!r}) / "events", 0).write(1, {{"loss": 1.0}})
+print("torch" in sys.modules); import torch; print(torch.__file__)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(bool(earlier)), str(tmp_path / "torch.py")], done.stderr
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "events"])

@@ -1,5 +1,6 @@
 """What a person sees of a run, and what is kept of it: a progress bar, metrics.jsonl, TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
@@ -197,10 +198,11 @@ class Events:
         self._writer: Any = None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        # Not before the first step: where torch is installed too, this imports it, which takes a second or two.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
+        # tensorboardX would import torch where that is installed, for what is not used here: a second or two.
+        with _not_found("torch"):
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.proto.summary_pb2 import Summary
 
         with writing(self._directory):
             if self._writer is None:
@@ -217,6 +219,18 @@ class Events:
         if self._writer is not None:
             with writing(self._directory):
                 self._writer.close()
+
+
+@contextlib.contextmanager
+def _not_found(package: str) -> Iterator[None]:
+    """Imports of the package fail as where it is not installed, unless it is imported already."""
+    imported = package in sys.modules
+    sys.modules.setdefault(package, None)
+    try:
+        yield
+    finally:
+        if not imported:
+            del sys.modules[package]
 
 
 class _Bar:
