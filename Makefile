@@ -44,8 +44,11 @@ tuning tables: setup
 faults: $(TESTED)
 	$(BIN)/python tests/faults/report.py --out results/reliability.md
 
+# Notebooks by themselves: as files of one long test, xdist would leave them for the end. The tests in the order of their files' names for the
+# same reason: the longest tests are in faults/ and in the middle.
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbmake --nbmake-timeout=900 --durations=25
+	$(BIN)/python -m pytest -q -n 2 --nbmake --nbmake-timeout=900 notebooks
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 tests
 
 lint: $(TESTED)
 	$(BIN)/ruff check .
