@@ -359,23 +359,33 @@ class Config:
         return self
 
 
-def _student(name: str, *, model: ModelConfig, validation_size: int, padding: int, flip: bool, steps: int, batch_size: int) -> Config:
+_WHITENED = ModelConfig("whitened_cnn", 16)
+_MUON = OptimizerConfig("muon", learning_rate=1e-2)
+
+
+def _student_of_objects(name: str) -> Config:
     return Config(
-        data=DataConfig(name=name, validation_size=validation_size, n_per_class=10 if name == "digits" else 50),
-        model=model,
-        augment=AugmentConfig(padding=padding, flip=flip),
-        train=TrainConfig(steps=steps, batch_size=batch_size),
+        data=DataConfig(name=name, validation_size=5000, n_per_class=50),
+        model=_WHITENED,
+        optimizer=_MUON,
+        augment=AugmentConfig(padding=2),
+        train=TrainConfig(steps=2000, batch_size=32),
     )
 
 
-_WHITENED = ModelConfig("whitened_cnn", 16)
 STUDENTS: dict[str, Config] = {
-    "digits": _student("digits", model=ModelConfig(width=8), validation_size=180, padding=1, flip=False, steps=300, batch_size=50),
-    "fashion_mnist": _student("fashion_mnist", model=_WHITENED, validation_size=5000, padding=2, flip=True, steps=2000, batch_size=32),
-    "cifar10": _student("cifar10", model=_WHITENED, validation_size=5000, padding=2, flip=True, steps=2000, batch_size=32),
+    "digits": Config(
+        data=DataConfig(name="digits", validation_size=180, n_per_class=10),
+        model=ModelConfig(width=8),
+        augment=AugmentConfig(padding=1, flip=False),
+        train=TrainConfig(steps=300, batch_size=50),
+    ),
+    "fashion_mnist": _student_of_objects("fashion_mnist"),
+    "cifar10": _student_of_objects("cifar10"),
     "folder": Config(
         data=DataConfig(name="folder", validation_size=0, n_per_class=None),
         model=_WHITENED,
+        optimizer=_MUON,
         augment=AugmentConfig(name="flip_crop", padding=4),
         train=TrainConfig(steps=2000, batch_size=32),
     ),
