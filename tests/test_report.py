@@ -163,7 +163,7 @@ def test_facts_and_settings(varied):
     assert settings["wdkd"]["epsilon"] == "0.01 (50, 200, full); 0.1 (500)"
     assert (settings["ce"]["loss"], settings["kd"]["gradient through the teacher"]) == ("ce", "no gradient")
     assert (settings["ce"]["temperature"], settings["kd"]["temperature"], settings["kd"]["sobolev weight"]) == ("-", "4", "-")
-    assert settings["kd"]["learning rate"] == "0.002" and "momentum" not in settings["kd"]
+    assert settings["kd"]["optimizer.name"] == "adamw" and settings["kd"]["learning rate"] == "0.002" and "momentum" not in settings["kd"]
 
 
 def test_options_in_which_runs_differ_are_shown(tmp_path):

@@ -211,7 +211,7 @@ def settings_table(results: Sequence[Result]) -> Table:
         "augmentation": lambda r: r.config.augment.name,
     }
     shown = {"method.loss", "method.epsilon", "method.through_teacher", "augment.name"}
-    always = ["method.temperature", "method.sobolev_weight", "optimizer.learning_rate"]
+    always = ["method.temperature", "method.sobolev_weight", "optimizer.name", "optimizer.learning_rate"]
     others = [name for name in settings.differing([settings.options(r) for r in results]) if name not in {*shown, *always}]
     for name in [*always, *others]:
         columns[settings.short(name)] = lambda r, name=name: option(r, name)
