@@ -1,6 +1,7 @@
 """What a person sees of a run, and what is kept of it: a progress bar, metrics.jsonl, TensorBoard events."""
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -198,12 +199,7 @@ class Events:
         self._writer: Any = None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        # tensorboardX would import torch where that is installed, for what is not used here: a second or two.
-        with _not_found("torch"):
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto.event_pb2 import Event, SessionLog
-            from tensorboardX.proto.summary_pb2 import Summary
-
+        EventsWriter, Event, SessionLog, Summary = _tensorboard()
         with writing(self._directory):
             if self._writer is None:
                 self._directory.mkdir(exist_ok=True)
@@ -219,6 +215,17 @@ class Events:
         if self._writer is not None:
             with writing(self._directory):
                 self._writer.close()
+
+
+@functools.cache
+def _tensorboard() -> tuple[Any, Any, Any, Any]:
+    """What events are made of. tensorboardX would import torch where that is installed, for what is not used here: a second or two."""
+    with _not_found("torch"):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+    return EventsWriter, Event, SessionLog, Summary
 
 
 @contextlib.contextmanager
