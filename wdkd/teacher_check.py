@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from wdkd import metrics
 from wdkd.config import TeacherInputConfig
@@ -97,10 +96,10 @@ def at_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
     False where so few images can tell nothing: even all right would not be above chance.
     """
     chance = max(1 / logits.shape[1], np.bincount(labels).max() / len(labels))
-    if binom.sf(len(labels) - 1, len(labels), chance) > ABOVE_CHANCE:
+    if bdtrc(len(labels) - 1, len(labels), chance) > ABOVE_CHANCE:
         return False
     right = int((logits.argmax(1) == labels).sum())
-    return bool(binom.sf(right - 1, len(labels), chance) > ABOVE_CHANCE)
+    return bool(bdtrc(right - 1, len(labels), chance) > ABOVE_CHANCE)
 
 
 def _check_values(logits: np.ndarray, options: TeacherInputConfig, teacher: Teacher) -> None:
@@ -159,6 +158,8 @@ def find_cause(
 
 def _other_order(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], here: float) -> str | None:
     """The order of classes that fits best, where it is far better: an assignment of outputs to labels."""
+    from scipy.optimize import linear_sum_assignment  # Slow to import, and for a teacher at chance alone.
+
     classes = len(names)
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (labels, logits.argmax(1)), 1)
