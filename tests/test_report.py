@@ -377,7 +377,7 @@ def test_what_is_written_can_be_read(tmp_path):
 
 def test_other_json_is_ignored(varied):
     root, results = varied
-    for place in ("benchmarks/a/b/n50", "tuning/a/b/n50", "long/a/b/n50", "teachers/a/b/n50", "fashion_mnist/plain/kd"):
+    for place in ("benchmarks/a/b/n50", "tuning/a/b/n50", "long/a/b/n50", "longer/a/b/n50", "teachers/a/b/n50", "fashion_mnist/plain/kd"):
         (root / place).mkdir(parents=True, exist_ok=True)
         (root / place / "seed0.json").write_text("{}")
     made = report.main_report(root)
@@ -474,16 +474,17 @@ def test_no_results(tmp_path):
 # --- Command line ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_longer_schedule_has_its_own_report(tmp_path):
+def test_longer_schedules_have_their_own_reports(tmp_path):
     save(tmp_path, [make_result(accuracy=0.8)])
     save(tmp_path / "long", [make_result(accuracy=0.9), make_result("ab", accuracy=0.91)])
+    save(tmp_path / "longer", [make_result(accuracy=0.95)])
     (tmp_path / "long/fashion_mnist/plain/ab/n50/seed1.json").write_text("{")
     made = report.whole_report(tmp_path)
-    for where, accuracy in (("", "80.00 (1)"), ("long/", "90.00 (1)")):
+    for where, accuracy in (("", "80.00 (1)"), ("long/", "90.00 (1)"), ("longer/", "95.00 (1)")):
         assert section((tmp_path / f"{where}fashion_mnist/plain.md").read_text(), "Accuracy")["kd"]["50"] == accuracy
         assert all((tmp_path / f"{where}fashion_mnist/plain.{end}").is_file() for end in ("csv", "png"))
     assert [line for line in made.warnings if line.startswith("long schedule: fashion_mnist/plain/ab/n50/seed1.json is left out")]
-    assert len(made.warnings) == 1 and len(made.paths) == 7 and len(made.tables) == 2
+    assert len(made.warnings) == 1 and len(made.paths) == 10 and len(made.tables) == 3
 
 
 def test_a_longer_schedule_alone_is_enough_but_not_for_what_it_lacks(tmp_path):

@@ -15,9 +15,9 @@ from wdkd.files import write_file
 from wdkd.result import Result, results_path
 from wdkd.tuning import tuning_collection
 
-LONG = "long"
-"""Directory below the results that holds the same again, of a longer schedule."""
-NOT_RESULTS = ("benchmarks", "teachers", "tuning", LONG)
+SCHEDULES = ("long", "longer")
+"""Directories below the results that hold the same again, of longer schedules."""
+NOT_RESULTS = ("benchmarks", "teachers", "tuning", *SCHEDULES)
 """Directories below the results that hold something else."""
 
 
@@ -31,12 +31,12 @@ class Report:
 
 
 def whole_report(directory: str | os.PathLike = "results", tuning: bool = False) -> Report:
-    """Writes the reports on results and on tuning, or those on tuning alone, of the main and of a longer schedule; and index.html.
+    """Writes the reports on results and on tuning, or those on tuning alone, of the main and of longer schedules; and index.html.
 
     The page has all of them in either case. Raises UsageError when there is nothing of the kind asked for.
     """
     root = Path(directory)
-    places = {"": root} | ({f"{LONG} schedule: ": root / LONG} if (root / LONG).is_dir() else {})
+    places = {"": root} | {f"{name} schedule: ": root / name for name in SCHEDULES if (root / name).is_dir()}
     found = {name: (main_collection(place), tuning_collection(place)) for name, place in places.items()}
     asked = [named for name, pair in found.items() for named in [(name, pair[0]), (f"{name}tuning: ", pair[1])][tuning:]]
     if not any(collection.tracks for _, collection in asked):
@@ -53,7 +53,7 @@ def chapters(found: Mapping[str, tuple[Collection, Collection]]) -> list[Section
         places = sorted({place for collection in pair for place in collection.tracks})
         sections = [collection.tracks[place].section for place in places for collection in pair if place in collection.tracks]
         stray = Bullets([line for collection in pair for line in collection.stray], warning=True)
-        made.append(Section("Long schedule" if name else "Results", [stray, *sections]))
+        made.append(Section(name.removesuffix(": ").capitalize() or "Results", [stray, *sections]))
     return made
 
 
