@@ -172,5 +172,5 @@ def test_a_longer_schedule_has_the_same_budget_in_all_cells(declared):
     for job in declared("long"):
         c = job.config
         if c.data.evaluate_on == "test":
-            budgets[job.publish].add((c.optimizer, c.train, c.augment))
-    assert [len(found) for found in budgets.values()] == [1, 1]
+            budgets[job.publish, c.augment.name].add((c.optimizer, c.train, c.augment))
+    assert [len(found) for found in budgets.values()] == [1, 1, 1]
