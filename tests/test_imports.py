@@ -195,6 +195,16 @@ def test_array_record_is_parsed_by_a_process_of_its_own_alone():
     assert using(lambda tree: [line for line, package in libraries(tree) if package == "array_record"]) == {"wdkd.isolated.read_records"}
 
 
+def test_slow_parts_of_scipy_wait_until_they_are_used():
+    """They would be a quarter of what every process spends on importing the package."""
+
+    def at_once(tree):
+        head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        return [name for _, name in imports(head) if name.startswith(("scipy.stats", "scipy.optimize"))]
+
+    assert not using(at_once)
+
+
 def test_nothing_unpickles():
     doors = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     assert not using(lambda tree: [line for line, package in libraries(tree) if package in doors])
@@ -238,13 +248,3 @@ def test_own_imports_finds(source, expected):
 )
 def test_says_multi_device_finds_code_alone(source, found):
     assert bool(says_multi_device(ast.parse(source))) == found
-
-
-def test_slow_parts_of_scipy_wait_until_they_are_used():
-    """They would be a quarter of what every process spends on importing the package."""
-
-    def at_once(tree):
-        head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-        return [name for _, name in imports(head) if name.startswith(("scipy.stats", "scipy.optimize"))]
-
-    assert not using(at_once)

@@ -96,6 +96,7 @@ def at_chance(logits: np.ndarray, labels: np.ndarray) -> bool:
     False where so few images can tell nothing: even all right would not be above chance.
     """
     chance = max(1 / logits.shape[1], np.bincount(labels).max() / len(labels))
+    # bdtrc(k, n, p) is the probability of more than k successes in n trials.
     if bdtrc(len(labels) - 1, len(labels), chance) > ABOVE_CHANCE:
         return False
     right = int((logits.argmax(1) == labels).sum())
