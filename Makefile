@@ -34,10 +34,11 @@ results/teachers/%: | setup
 	$(BIN)/python launch/train_teacher.py --preset $* --workdir runs/$*-teacher
 	$(BIN)/python launch/compact.py --run runs/$*-teacher --out $@
 
-# What results/ holds of real data: the options, chosen on validation images, and the tables. Many hours on two CPU cores.
+# What results/ holds of real data: the options, chosen on validation images, and the tables. Many hours on two CPU cores, so that what
+# results/ has is not run again; to measure it anew, empty results/ first.
 WORKERS ?= 2
 tuning tables: setup
-	$(BIN)/python launch/sweep.py --grid launch/grids/$@.toml --workers $(WORKERS)
+	$(BIN)/python launch/sweep.py --grid launch/grids/$@.toml --skip-published --workers $(WORKERS)
 	$(BIN)/python launch/report.py
 
 # Real runs, killed and damaged in every way, and the report of what came of it: most of an hour. Killed, it goes on where it was.

@@ -16,10 +16,13 @@ import PIL.Image
 import pytest
 import rich.console
 import scipy.stats
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from wdkd import comparison, config, published, report
 from wdkd.errors import UsageError
 from wdkd.figures import confusion_figure
+from wdkd.figures import save as save_figure
 from wdkd.files import read_json, write_json
 from wdkd.prepared import MAX_CLASSES
 from wdkd.result import Evaluation, Result, read_result, results_path, write_result
@@ -377,7 +380,7 @@ def test_what_is_written_can_be_read(tmp_path):
 
 def test_other_json_is_ignored(varied):
     root, results = varied
-    for place in ("benchmarks/a/b/n50", "tuning/a/b/n50", "long/a/b/n50", "longer/a/b/n50", "teachers/a/b/n50", "fashion_mnist/plain/kd"):
+    for place in ("benchmarks/a/b/n50", "tuning/a/b/n50", "long/a/b/n50", "stronger/a/b/n50", "teachers/a/b/n50", "fashion_mnist/plain/kd"):
         (root / place).mkdir(parents=True, exist_ok=True)
         (root / place / "seed0.json").write_text("{}")
     made = report.main_report(root)
@@ -450,6 +453,23 @@ def test_confusion_figure(tmp_path, classes):
     check_image(path)
 
 
+def test_a_saved_figure_looks_as_it_was_drawn(tmp_path):
+    """Few of its colours are left out, and those by less than an eye sees."""
+    figure = Figure()
+    above, below = figure.subplots(2, 1)
+    above.imshow(np.add.outer(np.arange(40), np.arange(90)))
+    for index in range(8):
+        below.plot([0, 1], [index, 2 * index], f"C{index}", label=f"{index}")
+    below.legend()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    with PIL.Image.open(save_figure(figure, tmp_path / "figure.png")) as image:
+        assert image.mode == "P" and image.size == drawn.shape[1::-1]
+        difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - drawn)
+    assert difference.mean() < 1 and difference.max() < 32
+
+
 def test_terminal_table(varied):
     _, results = varied
     console = rich.console.Console(width=160, record=True, file=io.StringIO())
@@ -474,17 +494,20 @@ def test_no_results(tmp_path):
 # --- Command line ---------------------------------------------------------------------------------------------------------
 
 
-def test_longer_schedules_have_their_own_reports(tmp_path):
+def test_longer_schedules_and_a_stronger_teacher_have_their_own_reports(tmp_path):
     save(tmp_path, [make_result(accuracy=0.8)])
     save(tmp_path / "long", [make_result(accuracy=0.9), make_result("ab", accuracy=0.91)])
     save(tmp_path / "longer", [make_result(accuracy=0.95)])
+    save(tmp_path / "stronger", [make_result(accuracy=0.97)])
     (tmp_path / "long/fashion_mnist/plain/ab/n50/seed1.json").write_text("{")
     made = report.whole_report(tmp_path)
-    for where, accuracy in (("", "80.00 (1)"), ("long/", "90.00 (1)"), ("longer/", "95.00 (1)")):
+    for where, accuracy in (("", "80.00 (1)"), ("long/", "90.00 (1)"), ("longer/", "95.00 (1)"), ("stronger/", "97.00 (1)")):
         assert section((tmp_path / f"{where}fashion_mnist/plain.md").read_text(), "Accuracy")["kd"]["50"] == accuracy
         assert all((tmp_path / f"{where}fashion_mnist/plain.{end}").is_file() for end in ("csv", "png"))
     assert [line for line in made.warnings if line.startswith("long schedule: fashion_mnist/plain/ab/n50/seed1.json is left out")]
-    assert len(made.warnings) == 1 and len(made.paths) == 10 and len(made.tables) == 3
+    assert len(made.warnings) == 1 and len(made.paths) == 13
+    titles = ["fashion_mnist", "long schedule: fashion_mnist", "longer schedule: fashion_mnist", "stronger teacher: fashion_mnist"]
+    assert [table.title.partition(",")[0] for table in made.tables] == titles
 
 
 def test_a_longer_schedule_alone_is_enough_but_not_for_what_it_lacks(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -27,8 +28,8 @@ from wdkd.grid import Grid, expand
 from wdkd.interruption import Interruption
 from wdkd.lock import locked
 from wdkd.pool import Outcome
-from wdkd.result import read_result, results_path
-from wdkd.sweep import execute, run_sweep
+from wdkd.result import read_result, results_path, write_result
+from wdkd.sweep import execute, publish, run_sweep, unpublished
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[1]
@@ -124,6 +125,29 @@ def test_a_sweep_goes_on_after_a_failed_run_and_skips_finished_ones(finished_run
         published.unlink()
     assert written[0] == written[1], "the second sweep took the finished run as it was"
     assert result.parameter_hash == finished_run("ce")[1].parameter_hash, "another process, the same bits"
+
+
+def test_a_run_is_published_as_long_as_its_config_and_teacher_are_those_of_its_result(teacher_run, finished_run, tmp_path):
+    """Its directory, which a fresh clone lacks, is not needed."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teacher_run[0], teacher)
+    jobs = [job for name in ("ce", "kd") for job in jobs_below(tmp_path, method_config(name, teacher), methods=(name,), seeds=(0,))]
+    assert unpublished(jobs) == jobs
+    for job in jobs:
+        publish(job, dataclasses.replace(finished_run(job.config.method.name)[1], config=job.config))
+    assert unpublished(jobs) == []
+    other = [dataclasses.replace(job, config=edit(job.config, {"train.steps": 7})) for job in jobs]
+    assert unpublished(other) == other
+    diverged = dataclasses.replace(read_result(jobs[0].target), status="diverged", reason="loss", evaluation=None, parameter_hash=None)
+    publish(jobs[0], diverged)
+    assert unpublished(jobs) == [jobs[0]]
+    jobs[0].target.write_bytes(jobs[1].target.read_bytes()[:-9])
+    assert unpublished(jobs) == [jobs[0]]
+    trained = read_result(teacher / "result.json")
+    write_result(teacher / "result.json", dataclasses.replace(trained, parameter_hash="0" * len(trained.parameter_hash)))
+    assert unpublished(jobs) == jobs
+    (teacher / "result.json").unlink()
+    assert unpublished(jobs) == jobs
 
 
 @pytest.mark.parametrize("evaluate_on", ["test", "validation"])
@@ -227,6 +251,14 @@ def test_a_grid_file_is_run_table_by_table(tmp_path):
     configs = [read_result(tmp_path / "results" / name).config for name in targets]
     assert [(c.model.width, c.train.log_every, c.cache.budget) for c in configs] == [(4, 20, 2048), (4, 20, 2048), (4, 7, 512)]
     assert {(c.train.steps, c.train.batch_size) for c in configs} == {(3, 10)}
+
+    shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "results" / targets[1]).unlink()
+    again = subprocess.run([*command, "--skip-published"], capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0, again.stderr
+    left_out = f"2 of 3 runs are left out, as their results are below {tmp_path}/results, {tmp_path}/results/tuning\n"
+    assert again.stdout == left_out + done.stdout
+    assert [str(path.parent) for path in (tmp_path / "runs").rglob("config.json")] == [f"{tmp_path}/runs/digits/none/{names[1]}"]
 
 
 # --- disturbances -------------------------------------------------------------------------------------------------------

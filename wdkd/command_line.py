@@ -23,7 +23,7 @@ from wdkd.models import check_image_shape
 from wdkd.notes import note
 from wdkd.parsing import parse
 from wdkd.result import Result, results_path, write_result
-from wdkd.sweep import Cluster, run_sweep
+from wdkd.sweep import Cluster, run_sweep, unpublished
 from wdkd.train import run
 from wdkd.vary import option_types
 
@@ -79,6 +79,8 @@ class SweepArguments:
     """What the student may take, for --student auto: 200k-params, 10MFLOPs, 1MB, or several of these."""
     grid: str | None = None
     """TOML file of [[sweep]] tables of these options, and [default] for what they share; those of the command line hold for all."""
+    skip_published: bool = False
+    """Leave out the runs whose result is below --results already, as in a fresh clone, where the runs' own directories are not."""
     workers: int = 1
     """Runs at a time; the cores are shared out between them."""
     executor: Literal["local", "ray"] = "local"
@@ -131,8 +133,11 @@ def _preset_name(presets: Mapping[str, Config], argv: Sequence[str]) -> Any:
 def _sweep(presets: Mapping[str, Config], arguments: SweepArguments) -> None:
     cluster = _cluster(arguments)
     jobs = _jobs(presets, arguments) if arguments.grid is None else _declared_jobs(presets, arguments.grid)
-    failed = run_sweep(jobs, arguments.workers, cluster)
     places = ", ".join(dict.fromkeys(str(job.publish) for job in jobs))
+    rest = unpublished(jobs) if arguments.skip_published else jobs
+    if len(rest) < len(jobs):
+        print(f"{len(jobs) - len(rest)} of {len(jobs)} runs are left out, as their results are below {places}", flush=True)
+    failed = run_sweep(rest, arguments.workers, cluster)
     print(f"{len(jobs) - len(failed)} of {len(jobs)} runs are complete; results are below {places}")
     for job, line in failed:
         print(f"not complete: {job.workdir}: {line}")

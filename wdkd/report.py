@@ -15,9 +15,9 @@ from wdkd.files import write_file
 from wdkd.result import Result, results_path
 from wdkd.tuning import tuning_collection
 
-SCHEDULES = ("long", "longer")
-"""Directories below the results that hold the same again, of longer schedules."""
-NOT_RESULTS = ("benchmarks", "teachers", "tuning", *SCHEDULES)
+OTHERS = {"long": "long schedule", "longer": "longer schedule", "stronger": "stronger teacher"}
+"""Directories below the results that hold the same again, of runs that are not to be compared with those: what they are called."""
+NOT_RESULTS = ("benchmarks", "teachers", "tuning", *OTHERS)
 """Directories below the results that hold something else."""
 
 
@@ -31,12 +31,12 @@ class Report:
 
 
 def whole_report(directory: str | os.PathLike = "results", tuning: bool = False) -> Report:
-    """Writes the reports on results and on tuning, or those on tuning alone, of the main and of longer schedules; and index.html.
+    """Writes the reports on results and on tuning, or those on tuning alone, of the main runs and of `OTHERS`; and index.html.
 
     The page has all of them in either case. Raises UsageError when there is nothing of the kind asked for.
     """
     root = Path(directory)
-    places = {"": root} | {f"{name} schedule: ": root / name for name in SCHEDULES if (root / name).is_dir()}
+    places = {"": root} | {f"{words}: ": root / name for name, words in OTHERS.items() if (root / name).is_dir()}
     found = {name: (main_collection(place), tuning_collection(place)) for name, place in places.items()}
     asked = [named for name, pair in found.items() for named in [(name, pair[0]), (f"{name}tuning: ", pair[1])][tuning:]]
     if not any(collection.tracks for _, collection in asked):
@@ -47,7 +47,7 @@ def whole_report(directory: str | os.PathLike = "results", tuning: bool = False)
 
 
 def chapters(found: Mapping[str, tuple[Collection, Collection]]) -> list[Section]:
-    """The page's chapters, one a schedule: each data set and track with its tuning, and what no other section warns of."""
+    """The page's chapters, one a place: each data set and track with its tuning, and what no other section warns of."""
     made = []
     for name, pair in found.items():
         places = sorted({place for collection in pair for place in collection.tracks})

@@ -3,16 +3,18 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from wdkd import lock, parallel, train
 from wdkd.board import Board
+from wdkd.config import Config
 from wdkd.errors import Diverged, Interrupted, UsageError
 from wdkd.grid import Job
 from wdkd.interruption import Interruption
 from wdkd.pool import BEAT, Outcome, Pool, RunPool
 from wdkd.result import Result, read_result, write_result
+from wdkd.teacher_source import find_source
 
 PATIENCE, RETRY = 60.0, 5.0
 """Seconds that runs in other hands are waited for at the end, at least, and between two tries."""
@@ -47,6 +49,31 @@ def execute(job: Job, interruption: Interruption | None = None) -> Result:
         raise
     publish(job, result)
     return result
+
+
+def unpublished(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs without a result where reports look for it, whether or not the directories of those that have one are still there.
+
+    It counts if it is complete, of the same config and of the teacher as that is now, which is known of a teacher that is a run alone.
+    """
+    return [job for job in jobs if not _is_published(job)]
+
+
+def _is_published(job: Job) -> bool:
+    try:
+        result = read_result(job.target)
+        return result.config == job.config and result.status == "complete" and result.teacher_hash == _teacher_hash(job.config)
+    except UsageError:  # There is none, or it is damaged; what is wrong with a teacher the run will say.
+        return False
+
+
+def _teacher_hash(config: Config) -> str | None:
+    if config.teacher is None:
+        return None
+    source = find_source(config.teacher)
+    if source.kind != "run":
+        raise UsageError(f"what the teacher {config.teacher} is now is known when it is read")
+    return read_result(Path(source.location) / "result.json").parameter_hash
 
 
 def _execute_in_worker(job: Job, interruption: Interruption) -> str:
