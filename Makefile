@@ -38,7 +38,7 @@ results/teachers/%: | setup
 # results/ has is not run again; to measure it anew, empty results/ first.
 WORKERS ?= 2
 tuning tables: setup
-	$(BIN)/python launch/sweep.py --grid launch/grids/$@.toml --skip-published --workers $(WORKERS)
+	$(BIN)/python launch/sweep.py --grid launch/grids/$@.toml --skip-published True --workers $(WORKERS)
 	$(BIN)/python launch/report.py
 
 # Real runs, killed and damaged in every way, and the report of what came of it: most of an hour. Killed, it goes on where it was.

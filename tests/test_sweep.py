@@ -254,7 +254,7 @@ def test_a_grid_file_is_run_table_by_table(tmp_path):
 
     shutil.rmtree(tmp_path / "runs")
     (tmp_path / "results" / targets[1]).unlink()
-    again = subprocess.run([*command, "--skip-published"], capture_output=True, text=True, cwd=ROOT)
+    again = subprocess.run([*command, "--skip-published", "True"], capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 0, again.stderr
     left_out = f"2 of 3 runs are left out, as their results are below {tmp_path}/results, {tmp_path}/results/tuning\n"
     assert again.stdout == left_out + done.stdout
