@@ -289,7 +289,10 @@ def test_outputs_are_constants_to_the_ball(teacher_run, tmp_path, digits):
 # --- shipped names --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "shape", "accuracy"), [("cifar10", (32, 32, 3), 0.9101), ("fashion_mnist", (28, 28, 1), 0.9447)])
+@pytest.mark.parametrize(
+    ("name", "shape", "accuracy"),
+    [("cifar10", (32, 32, 3), 0.9101), ("fashion_mnist", (28, 28, 1), 0.9447), ("fashion_mnist_muon", (28, 28, 1), 0.9461)],
+)
 def test_a_shipped_name_is_its_teacher(name, shape, accuracy, tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
     split = few_shot_split(digits, tiny().data, 0)

@@ -328,8 +328,8 @@ class Config:
     train: TrainConfig = TrainConfig()
     cache: CacheConfig = _added(CacheConfig(), {})
     teacher: str | None = None
-    """Directory of a run (launch/train_teacher.py), cifar10 or fashion_mnist (shipped), an .onnx file, module:function of Python code, or
-    a file of its outputs, .npz or .csv; every method but ce needs one."""
+    """Directory of a run (launch/train_teacher.py), a name below results/teachers (shipped), an .onnx file, module:function of Python
+    code, or a file of its outputs, .npz or .csv; every method but ce needs one."""
     teacher_input: TeacherInputConfig = _added(TeacherInputConfig(), {})
     seed: int = 0
     """Draws the subset, the initial parameters, the order of the images and the augmentation."""
