@@ -157,11 +157,11 @@ def test_what_is_chosen_by_looks_at_validation_images_alone(name, declared):
     assert {job.config.data.evaluate_on for job in declared(name)} == {"validation"}
 
 
-@pytest.mark.parametrize("name", ["tables", "long"])
-def test_the_students_have_at_most_the_parameters_that_the_protocol_allows(name, declared):
+@pytest.mark.parametrize(("name", "count"), [("tables", 2), ("long", 3)])
+def test_the_students_have_at_most_the_parameters_that_the_protocol_allows(name, count, declared):
     shapes = {"cifar10": (32, 32, 3), "fashion_mnist": (28, 28, 1)}
     students = {(c.data.name, c.model) for c in (job.config for job in declared(name)) if c.data.evaluate_on == "test"}
-    assert {data for data, _ in students} == set(shapes)
+    assert {data for data, _ in students} == set(shapes) and len(students) == count
     for data, model in students:
         network = create_model(model, classes=10, mean=[0.5] * shapes[data][2], std=[0.25] * shapes[data][2])
         assert parameter_count(variable_shapes(network, shapes[data])["params"]) <= 300_000

@@ -380,7 +380,8 @@ def test_what_is_written_can_be_read(tmp_path):
 
 def test_other_json_is_ignored(varied):
     root, results = varied
-    for place in ("benchmarks/a/b/n50", "tuning/a/b/n50", "long/a/b/n50", "stronger/a/b/n50", "teachers/a/b/n50", "fashion_mnist/plain/kd"):
+    others = [f"{name}/a/b/n50" for name in ("benchmarks", "tuning", "long", "longer", "stronger", "teachers")]
+    for place in (*others, "fashion_mnist/plain/kd"):
         (root / place).mkdir(parents=True, exist_ok=True)
         (root / place / "seed0.json").write_text("{}")
     made = report.main_report(root)

@@ -49,7 +49,8 @@ def test_whether_it_is_still_there(place):
     [
         (
             "cifar01",
-            "unknown teacher 'cifar01'; did you mean 'cifar10'? Known: cifar10, fashion_mnist, fashion_mnist_muon; or",
+            "unknown teacher 'cifar01'; did you mean 'cifar10'? Known: cifar10, fashion_mnist, fashion_mnist_muon; "
+            "or give a run's directory, an .onnx",
         ),
         ("net.pth", "teacher net.pth is another framework's file; export the network to ONNX"),
         ("notes.txt", "teacher notes.txt is a file of no kind that is known"),
