@@ -138,6 +138,9 @@ def test_a_run_is_published_as_long_as_its_config_and_teacher_are_those_of_its_r
     assert unpublished(jobs) == []
     other = [dataclasses.replace(job, config=edit(job.config, {"train.steps": 7})) for job in jobs]
     assert unpublished(other) == other
+    elsewhere = dataclasses.replace(jobs[1], config=edit(jobs[1].config, {"teacher": "net.onnx"}), publish=tmp_path / "elsewhere")
+    publish(elsewhere, dataclasses.replace(read_result(jobs[1].target), config=elsewhere.config))
+    assert unpublished([elsewhere]) == [elsewhere]
     diverged = dataclasses.replace(read_result(jobs[0].target), status="diverged", reason="loss", evaluation=None, parameter_hash=None)
     publish(jobs[0], diverged)
     assert unpublished(jobs) == [jobs[0]]

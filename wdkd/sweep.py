@@ -68,11 +68,10 @@ def _is_published(job: Job) -> bool:
 
 
 def _teacher_hash(config: Config) -> str | None:
-    if config.teacher is None:
+    """Of the teacher as it is now; None without one, and of one that is no run, which has to be read for that."""
+    source = find_source(config.teacher) if config.teacher is not None else None
+    if source is None or source.kind != "run":
         return None
-    source = find_source(config.teacher)
-    if source.kind != "run":
-        raise UsageError(f"what the teacher {config.teacher} is now is known when it is read")
     return read_result(Path(source.location) / "result.json").parameter_hash
 
 
