@@ -40,6 +40,16 @@ def test_what_is_written_is_read(tmp_path):
     assert names(path.parent) == ["file.json"] and path.stat().st_mode & 0o777 == 0o644
 
 
+def test_rows_of_numbers_are_lines_and_strings_stay_as_they_are(tmp_path):
+    awkward = ["[\n 1,\n 2\n]", "[ 1,  2 ]", "\n[", "]"]
+    value = {"matrix": [[1, -2.5e-9], [None, True]], "names": awkward, "[ 1 ]": [], "one": [3]}
+    value |= {"mixed": [1, "a  b", 2], "pairs": [[1, {"a": [2]}]]}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value
+    lines = [line.strip() for line in (tmp_path / "file.json").read_text().splitlines()]
+    assert {"[1, -2.5e-09],", "[null, true]", '"one": [3],', '"a": [2]'} <= set(lines)
+
+
 BROKEN = {"fsync": "os.fsync", "replace": "os.replace", "chmod": "os.chmod"}
 
 

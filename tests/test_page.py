@@ -1,6 +1,5 @@
 """page: made-up result files in, index.html out; it is parsed here as a browser would, and its numbers are recomputed."""
 
-import base64
 import dataclasses
 import html.parser
 import json
@@ -13,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 from test_report import make_result, save
 from test_tuning import tune, validation
 
@@ -169,16 +169,33 @@ def test_nothing_is_loaded_and_one_script_may_run(parsed):
     (policy,) = [e["content"] for e in parsed.all("meta") if e.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; img-src data:") and "script-src 'sha256-" in policy
     assert [e["text"] for e in parsed.all("script")] == [SCRIPT]
-    assert all(e["src"].startswith("data:image/svg+xml;base64,") for e in parsed.all("img"))
+    assert all(e["src"].startswith("data:image/svg+xml,") for e in parsed.all("img"))
     assert not re.search(r"url\(|@import|https?:", "".join(e["text"] for e in parsed.all("style")))
     assert not [e for e in parsed.elements if "src" in e and e["tag"] != "img" or "style" in e or any(name.startswith("on") for name in e)]
 
 
 def test_plots_are_drawings_with_their_labels_and_described(parsed):
-    drawings = [ElementTree.fromstring(base64.b64decode(e["src"].split(",", 1)[1])) for e in parsed.all("img")]
+    drawings = [ElementTree.fromstring(urllib.parse.unquote_to_bytes(e["src"].split(",", 1)[1])) for e in parsed.all("img")]
     texts = [{t.text for t in drawing.iter("{http://www.w3.org/2000/svg}text")} for drawing in drawings]
     assert len(drawings) == 3 and all("accuracy" in e["alt"] for e in parsed.all("img"))
     assert {"ce (no teacher)", "wdkd", "fashion_mnist, track plain"} <= texts[0] and "0.01" in texts[1] and "ab" in texts[2]
+
+
+def test_whatever_a_drawing_refers_to_is_in_it_and_only_that_is_named(parsed):
+    for image in parsed.all("img"):
+        drawing = urllib.parse.unquote(image["src"])
+        referred = set(re.findall(r"""(?:href="|url\()#([^")]+)""", drawing))
+        names = re.findall(r' id="([^"]*)"', drawing)
+        assert len(names) == len(set(names)) and set(names) == referred and len(names) > 3
+
+
+def test_an_address_ends_neither_its_attribute_nor_itself():
+    figure = Figure()
+    figure.suptitle("50 % of 'a' & \"b\" #1 <é>\\")
+    address = page.image_address(document.Plot("a.png", "a title", lambda: figure))
+    assert set(address).isdisjoint("'&#\n\\") and address.isascii() and address.isprintable()
+    drawing = ElementTree.fromstring(urllib.parse.unquote_to_bytes(address.split(",", 1)[1]))
+    assert "50 % of 'a' & \"b\" #1 <é>\\" in {t.text for t in drawing.iter("{http://www.w3.org/2000/svg}text")}
 
 
 def test_tables_can_be_scrolled_and_named_by_the_keyboard(parsed):

@@ -51,17 +51,19 @@ def save(figure: Figure, path: str | os.PathLike) -> Path:
 def svg(figure: Figure) -> bytes:
     """Renders a figure as SVG without a background, the same bytes for the same figure.
 
-    It is made small: text stays text, and coordinates have two decimals.
+    It is made small: text stays text in few fonts, coordinates have two decimals, and what nothing refers to has no name.
     """
     buffer = io.BytesIO()
     for part in (figure, *figure.axes):
         part.set_facecolor("none")
-    with matplotlib.rc_context({"svg.hashsalt": "wdkd", "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"svg.hashsalt": "wdkd", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans", "Verdana"]}):
         FigureCanvasSVG(figure).print_svg(buffer)
     # The metadata hold the date.
     whole = re.sub(rb"<!--.*?-->|<metadata>.*?</metadata>", b"", buffer.getvalue(), flags=re.DOTALL)
     in_tags = re.sub(rb"<[^>]+>", lambda tag: re.sub(rb"(\.\d\d)\d+", rb"\1", re.sub(rb"\s+", b" ", tag[0])), whole)
-    return re.sub(rb">\s+<", b"><", in_tags)
+    used = set(re.findall(rb"#([\w.-]+)", in_tags))
+    named = re.sub(rb"<[^>]+>", lambda tag: re.sub(rb' id="([^"]*)"', lambda name: name[0] if name[1] in used else b"", tag[0]), in_tags)
+    return re.sub(rb">\s+<", b"><", named)
 
 
 def draw_curve(axes: Axes, curve: Curve, index: int, label: str) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -88,8 +89,10 @@ def _name(path: str | os.PathLike) -> str:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file whole or not at all, as `write_file`."""
-    write_file(path, (json.dumps(value, indent=1) + "\n").encode())
+    """Writes a JSON file whole or not at all, as `write_file`; a list of nothing but numbers is one line, as a row of a matrix is."""
+    # No string of JSON holds the line break that must follow the bracket, and a list with a quote in it is left as it is.
+    text = re.sub(r'\[\n([^][{}"]*)\]', lambda row: f"[{' '.join(row[1].split())}]", json.dumps(value, indent=1))
+    write_file(path, (text + "\n").encode())
 
 
 def read_json(path: str | os.PathLike, limit: int = MAX_JSON) -> Any:

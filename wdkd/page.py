@@ -102,11 +102,16 @@ def render_block(block: str | Bullets | Table | Plot, title: str) -> str:
         items = "".join(f"<li>{'<strong>Warning:</strong> ' * block.warning}{text(line)}</li>" for line in block.lines)
         return f'<ul class="{"warnings" if block.warning else "facts"}">{items}</ul>'
     if isinstance(block, Plot):
-        source = base64.b64encode(figures.svg(block.draw())).decode()
-        return f'<p class="plot"><img src="data:image/svg+xml;base64,{source}" alt="{escape(f"{title}: {block.description}")}"></p>'
+        return f"""<p class="plot"><img src='{image_address(block)}' alt="{escape(f"{title}: {block.description}")}"></p>"""
     if isinstance(block, Table):
         return render_table(block, title)
     return f"<p>{text(block)}</p>"
+
+
+def image_address(plot: Plot) -> str:
+    """A plot as an address that may stand between single quotes in HTML."""
+    # Most of SVG stands for itself there; base64 would be a third longer.
+    return "data:image/svg+xml," + urllib.parse.quote(figures.svg(plot.draw()), safe=' !"$()*+,-./:;<=>?@[]^_`{|}~')
 
 
 def render_table(table: Table, title: str) -> str:
