@@ -1,7 +1,7 @@
 """Makes tables and plots from result files: <dataset>/<track>.md, .csv and .png beside them, and the same of tuning.
 
-Where there are folders long/, longer/ (longer schedules) or stronger/ (a stronger teacher), each gets its own. And index.html: one page
-with all of these.
+Where there are folders long/, longer/ (longer schedules), stronger/ (a stronger teacher) or stronger_longer/ (both), each gets its own.
+And index.html: one page with all of these.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ class Arguments:
     """Where the results are and which report to make."""
 
     results: Path = Path("results")
-    """Directory of <dataset>/<track>/<method>/n<M>/seed<k>.json, tuning/<dataset>/<track>/*.json, or in long/, longer/, stronger/."""
+    """Directory of <dataset>/<track>/<method>/n<M>/seed<k>.json, tuning/<dataset>/<track>/*.json, or of these in long/, longer/ and so on."""
     tuning: bool = False
     """Write and print only what was tried on validation images, from tuning/; index.html has everything in either case."""
 

@@ -173,4 +173,4 @@ def test_a_longer_schedule_has_the_same_budget_in_all_cells(declared):
         c = job.config
         if c.data.evaluate_on == "test":
             budgets[job.publish, c.augment.name].add((c.optimizer, c.train, c.augment))
-    assert [len(found) for found in budgets.values()] == [1, 1, 1, 1, 1]
+    assert [len(found) for found in budgets.values()] == [1, 1, 1, 1, 1, 1]

@@ -380,7 +380,7 @@ def test_what_is_written_can_be_read(tmp_path):
 
 def test_other_json_is_ignored(varied):
     root, results = varied
-    others = [f"{name}/a/b/n50" for name in ("benchmarks", "tuning", "long", "longer", "stronger", "teachers")]
+    others = [f"{name}/a/b/n50" for name in ("benchmarks", "tuning", "long", "longer", "stronger", "stronger_longer", "teachers")]
     for place in (*others, "fashion_mnist/plain/kd"):
         (root / place).mkdir(parents=True, exist_ok=True)
         (root / place / "seed0.json").write_text("{}")
@@ -500,15 +500,17 @@ def test_longer_schedules_and_a_stronger_teacher_have_their_own_reports(tmp_path
     save(tmp_path / "long", [make_result(accuracy=0.9), make_result("ab", accuracy=0.91)])
     save(tmp_path / "longer", [make_result(accuracy=0.95)])
     save(tmp_path / "stronger", [make_result(accuracy=0.97)])
+    save(tmp_path / "stronger_longer", [make_result(accuracy=0.98)])
     (tmp_path / "long/fashion_mnist/plain/ab/n50/seed1.json").write_text("{")
     made = report.whole_report(tmp_path)
-    for where, accuracy in (("", "80.00 (1)"), ("long/", "90.00 (1)"), ("longer/", "95.00 (1)"), ("stronger/", "97.00 (1)")):
+    accuracies = {"": "80.00 (1)", "long/": "90.00 (1)", "longer/": "95.00 (1)", "stronger/": "97.00 (1)", "stronger_longer/": "98.00 (1)"}
+    for where, accuracy in accuracies.items():
         assert section((tmp_path / f"{where}fashion_mnist/plain.md").read_text(), "Accuracy")["kd"]["50"] == accuracy
         assert all((tmp_path / f"{where}fashion_mnist/plain.{end}").is_file() for end in ("csv", "png"))
     assert [line for line in made.warnings if line.startswith("long schedule: fashion_mnist/plain/ab/n50/seed1.json is left out")]
-    assert len(made.warnings) == 1 and len(made.paths) == 13
-    titles = ["fashion_mnist", "long schedule: fashion_mnist", "longer schedule: fashion_mnist", "stronger teacher: fashion_mnist"]
-    assert [table.title.partition(",")[0] for table in made.tables] == titles
+    assert len(made.warnings) == 1 and len(made.paths) == 16
+    titles = ["", "long schedule: ", "longer schedule: ", "stronger teacher: ", "stronger teacher, longer schedule: "]
+    assert [table.title.partition("fashion_mnist, ")[0] for table in made.tables] == titles
 
 
 def test_a_longer_schedule_alone_is_enough_but_not_for_what_it_lacks(tmp_path):

@@ -15,7 +15,12 @@ from wdkd.files import write_file
 from wdkd.result import Result, results_path
 from wdkd.tuning import tuning_collection
 
-OTHERS = {"long": "long schedule", "longer": "longer schedule", "stronger": "stronger teacher"}
+OTHERS = {
+    "long": "long schedule",
+    "longer": "longer schedule",
+    "stronger": "stronger teacher",
+    "stronger_longer": "stronger teacher, longer schedule",
+}
 """Directories below the results that hold the same again, of runs that are not to be compared with those: what they are called."""
 NOT_RESULTS = ("benchmarks", "teachers", "tuning", *OTHERS)
 """Directories below the results that hold something else."""
