@@ -45,7 +45,7 @@ DAMAGE = {
     "a state": (lambda d: flip(d / "checkpoints/6/state"), {"checkpoints/6"}),
     "a digest": (lambda d: (d / "checkpoints/4/digest/metadata").write_text("{}"), {"checkpoints/4"}),
     "no state": (lambda d: (shutil.rmtree(d / "checkpoints/4/state"), (d / "result.json").unlink()), {"checkpoints/4"}),
-    "an index": (lambda d: change(d / "subset.json", b"  3", b"  4"), {"subset.json"}),
+    "an index": (lambda d: change(d / "subset.json", b", 3", b", 4"), {"subset.json"}),
     "no subset": (lambda d: (d / "subset.json").write_text("[]"), {"subset.json"}),
     "a metric line": (lambda d: change(d / "metrics.jsonl", b'{"step": 3', b'{"step": x'), {"metrics.jsonl"}),
     "no metrics": (lambda d: (d / "metrics.jsonl").write_text(""), {"metrics.jsonl"}),
