@@ -18,7 +18,7 @@ class Arguments:
     """Where the results are and which report to make."""
 
     results: Path = Path("results")
-    """Directory of <dataset>/<track>/<method>/n<M>/seed<k>.json, tuning/<dataset>/<track>/*.json, or of these in long/, longer/ ...."""
+    """Directory of <dataset>/<track>/<method>/n<M>/seed<k>.json, tuning/<dataset>/<track>/*.json, or of the same in long/ and so on."""
     tuning: bool = False
     """Write and print only what was tried on validation images, from tuning/; index.html has everything in either case."""
 

@@ -60,10 +60,13 @@ def svg(figure: Figure) -> bytes:
         FigureCanvasSVG(figure).print_svg(buffer)
     # The metadata hold the date.
     whole = re.sub(rb"<!--.*?-->|<metadata>.*?</metadata>", b"", buffer.getvalue(), flags=re.DOTALL)
-    in_tags = re.sub(rb"<[^>]+>", lambda tag: re.sub(rb"(\.\d\d)\d+", rb"\1", re.sub(rb"\s+", b" ", tag[0])), whole)
-    used = set(re.findall(rb"#([\w.-]+)", in_tags))
-    named = re.sub(rb"<[^>]+>", lambda tag: re.sub(rb' id="([^"]*)"', lambda name: name[0] if name[1] in used else b"", tag[0]), in_tags)
-    return re.sub(rb">\s+<", b"><", named)
+    used = set(re.findall(rb"#([\w.-]+)", whole))
+
+    def shorter(tag: re.Match[bytes]) -> bytes:
+        rounded = re.sub(rb"(\.\d\d)\d+", rb"\1", re.sub(rb"\s+", b" ", tag[0]))
+        return re.sub(rb' id="([^"]*)"', lambda name: name[0] if name[1] in used else b"", rounded)
+
+    return re.sub(rb">\s+<", b"><", re.sub(rb"<[^>]+>", shorter, whole))
 
 
 def draw_curve(axes: Axes, curve: Curve, index: int, label: str) -> None:
