@@ -103,6 +103,13 @@ def test_no_method_computes_anything_twice(name, cached, ideal, flops):
     assert compiled(name, cached).cost_analysis()["flops"] <= 1.1 * ideal(*flops)
 
 
+def test_boundary_views_cost_three_steps_of_the_teacher_and_the_student_once_more(flops):
+    """At the images both networks are seen already, and of the first of the teacher's three steps only the way back is new."""
+    student, teacher = flops
+    cost = compiled("kd", False, method__boundary_radius=0.1).cost_analysis()["flops"]
+    assert cost <= 1.1 * (6 * student + 7 * teacher)
+
+
 def inside_loops(text):
     """Names of the operations in the bodies of loops, and in all that they call."""
     computations = {m[1]: m[2] for m in re.finditer(r"^(?:ENTRY )?(%[\w.\-]+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S)}

@@ -166,6 +166,7 @@ EARLIER |= {"cache.precision": "float32", "cache.budget": 2048, "optimizer.max_s
 EARLIER |= {"data.folder": None, "data.image_size": (32,), "data.channels": None, "data.test_share": 0.2, "data.max_unreadable": 0.05}
 EARLIER |= {"teacher_input.layout": "nchw", "teacher_input.channels": "rgb", "teacher_input.value_range": "0-1", "teacher_input.mean": None}
 EARLIER |= {"teacher_input.std": None, "teacher_input.size": None, "teacher_input.outputs": "logits", "teacher_input.classes": None}
+EARLIER |= {"method.boundary_radius": 0.0}
 """Options that came later, and how things were before them."""
 
 
@@ -247,6 +248,7 @@ LIMITS = {
     "method.epsilon": ([None, 0.0, 3.0, 1e6], [-1e-9, NAN, INF, -INF, 1.1e6]),
     "method.pretrain_epsilon": ([0.0, 3.0], [-0.5, NAN, INF, 1e300]),
     "method.sobolev_weight": ([0.0, 3.0], [-0.5, NAN, INF, 1e300]),
+    "method.boundary_radius": ([0.0, 3.0], [-0.5, NAN, INF, 1e300]),
     "method.ab_margin": ([0.1], [0.0, -1.0, NAN, INF]),
     "method.pretrain_fraction": ([0.01, 0.99], [0.0, 1.0, -0.1, 2.0, NAN, INF]),
     "augment.padding": ([0, 4, 1024], [-1, 1025]),
@@ -355,6 +357,14 @@ def test_batch_norm_in_connectors_is_refused_where_input_gradients_go_through_th
         config.check()
     for edits in ({"method.pretrain_epsilon": 0.0}, {"method.connector_norm": "none"}, {"method.name": "fitnet"}):
         edit(config, edits).check()
+
+
+def test_boundary_views_are_refused_where_labels_are_learned():
+    for edits in ({"method.name": "ce"}, {"method.name": "kd", "method.loss": "ce"}):
+        config = edit(Config(), {"method.boundary_radius": 0.1} | edits)
+        with pytest.raises(UsageError, match="method.boundary_radius is 0.1: .* learns labels; use --method.boundary-radius 0"):
+            config.check()
+        edit(config, {"method.boundary_radius": 0.0}).check()
 
 
 def test_the_radius_is_the_methods_own_unless_given():

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from wdkd import losses
 from wdkd.errors import UsageError
-from wdkd.input_gradients import dual_norm, value_and_input_gradient, worst_case
+from wdkd.input_gradients import dual_norm, toward_boundary, value_and_input_gradient, worst_case
 
 GROUND_NORMS = (1, 2, math.inf)
 AGGREGATES = ("mean", "rms", "max")
@@ -296,3 +296,84 @@ def test_unknown_choices_are_refused_by_name(arguments, message):
 def test_a_loss_that_is_not_one_value_per_example_is_refused():
     with pytest.raises(AssertionError, match="shape"):
         value_and_input_gradient(lambda x: x.mean(), jnp.ones((2, 3)))
+
+
+# --- images moved to a boundary -----------------------------------------------------------------------------------------
+
+
+def keys(batch=BATCH, seed=0):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def undecided(logits, x, key, radius, steps):
+    """One image x (pixels,) moved as documented, in NumPy, its gradients by finite differences."""
+    said = logits(x)
+    a = said.argmax()
+    b = int(jax.random.categorical(key, jnp.where(jnp.arange(CLASSES) == a, -jnp.inf, said)))
+
+    def margin(x):
+        return logits(x)[a] - logits(x)[b]
+
+    moved = x
+    for _ in range(steps):
+        g = np.array([(margin(moved + e) - margin(moved - e)) / 2e-6 for e in 1e-6 * np.eye(x.size)])
+        away = moved - np.clip(margin(moved) / np.linalg.norm(g), -2 * radius, 2 * radius) * g / np.linalg.norm(g) - x
+        moved = np.clip(x + away * min(1, radius / np.linalg.norm(away)), 0, 1)
+    return moved, margin
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("radius", [0.05, 10.0])
+def test_images_move_to_the_boundary_as_far_as_they_may(x64, radius, steps):
+    params, x = network(0), images()
+    found = jax.jit(lambda x: toward_boundary(lambda x: apply(params, x), x, keys(), radius, steps))(x)
+    for image, moved, key in zip(np.asarray(x), np.asarray(found), keys(), strict=True):
+        expected, margin = undecided(lambda x: np.asarray(apply(params, x[None]))[0], image.reshape(-1), key, radius, steps)
+        np.testing.assert_allclose(moved.reshape(-1), expected, atol=1e-7)
+        assert np.linalg.norm(moved - image) <= radius * (1 + 1e-9)
+        if steps == 3:
+            assert abs(margin(moved.reshape(-1))) < abs(margin(image.reshape(-1)))
+
+
+def test_a_linear_classifier_is_undecided_after_one_step(x64):
+    """At the foot of the perpendicular, which is what the distance to its boundary means."""
+    weights, x = normal(1, math.prod(PIXELS), CLASSES), 0.5 + 0.01 * normal(2, BATCH, *PIXELS)
+
+    def logits(x):
+        return (x.reshape(len(x), -1) - 0.5) @ weights
+
+    moved = toward_boundary(logits, x, keys(), 1.0, 1)
+    said, now, (a, *others) = logits(x), logits(moved), np.argsort(-logits(x), axis=1).T
+    rows, away = np.arange(BATCH), np.asarray(moved - x).reshape(BATCH, -1)
+    reached = np.array([np.abs(now[rows, a] - now[rows, b]) < 1e-12 for b in others])
+    np.testing.assert_array_equal(reached.sum(0), 1)
+    b = np.array(others)[reached.argmax(0), rows]
+    normals = np.asarray(weights)[:, a] - np.asarray(weights)[:, b]
+    distances = np.asarray(said[rows, a] - said[rows, b]) / np.linalg.norm(normals, axis=0)
+    np.testing.assert_allclose(away, -(distances / np.linalg.norm(normals, axis=0) * normals).T, atol=1e-12)
+
+
+def test_the_other_class_is_drawn_by_its_probability():
+    draws, logits = 3000, jnp.array([4.0, 1.0, 0.0])
+    x = jnp.full((draws, 3), 0.5)
+    moved = jax.jit(lambda x: toward_boundary(lambda x: logits + x, x, keys(draws), 1e-3, 1))(x)
+    # It is the other class whose pixel gains.
+    share = (np.asarray(moved)[:, 1] > 0.5).mean()
+    assert ((np.asarray(moved) > 0.5).sum(1) == 1).all()
+    expected = np.e / (np.e + 1)
+    assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / draws)
+
+
+def test_moved_images_stay_images_and_a_constant_classifier_moves_none():
+    x = images().astype(jnp.float32)
+    steep = toward_boundary(lambda x: 1e-3 * apply(network(0), x) + jnp.arange(3.0), x, keys(), 100.0)
+    assert steep.min() >= 0 and steep.max() <= 1 and np.abs(steep - x).max() > 0.1
+    still = toward_boundary(lambda x: jnp.tile(jnp.arange(3.0), (len(x), 1)), x, keys(), 0.1)
+    np.testing.assert_array_equal(still, x)
+
+
+def test_no_derivative_goes_through_where_images_move_to():
+    def moved(params):
+        return toward_boundary(lambda x: apply(params, x), images(), keys(), 0.1).sum()
+
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(moved)(network(0))))

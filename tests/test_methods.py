@@ -9,6 +9,7 @@ import pytest
 from wdkd import methods
 from wdkd.config import MethodConfig, ModelConfig, OptimizerConfig
 from wdkd.errors import UsageError
+from wdkd.input_gradients import toward_boundary
 from wdkd.methods import METHODS, STAGES, Batch, Seen, Stage, boundary_loss, create_stages, robust, stage_ends
 from wdkd.models import Outputs, create_model
 from wdkd.state import create_optimizer, initialize_connectors, join_params, split_params
@@ -237,6 +238,34 @@ def test_sobolev_directions_are_uniform_on_the_sphere():
     np.testing.assert_allclose(np.linalg.norm(many, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(many.T @ many / draws, np.eye(CLASSES) / CLASSES, atol=5 / np.sqrt(draws) / CLASSES)
     np.testing.assert_allclose(many.mean(0), 0, atol=5 / np.sqrt(draws * CLASSES))
+
+
+# --- boundary views -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("kd", {}), ("kd", {"loss": "mse"}), ("wdkd", {"epsilon": 0.4}), ("sobolev", {"sobolev_weight": 0.6}), ("ab", {}), ("fitnet", {})],
+)
+def test_boundary_views_add_the_mean_loss_where_the_teacher_is_undecided(name, options):
+    """Whatever else the stage minimises, at the images themselves; the moved ones are constants."""
+    plain, seeking = (last_stage(name, boundary_radius=radius, **options) for radius in (0.0, 0.2))
+    loss = methods.output_loss(MethodConfig(name, **options))
+    folded = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys())
+    moved = toward_boundary(lambda x: apply(T, x, TEACHER).logits, X, folded, 0.2)
+    assert np.linalg.norm((moved - X).reshape(BATCH, -1), axis=1).max() <= 0.2 + 1e-9 and np.abs(moved - X).max() > 0.01
+
+    def objective(weights, stage):
+        value, aux = stage.objective(seer(weights), Batch(X, LABELS, keys()), lambda values: values)
+        return value, aux.loss
+
+    def expected(weights):
+        value, here = objective(weights, plain)
+        return value + loss(seer(weights)(moved, False)[0]).mean(), here
+
+    found, wanted = (jax.jit(jax.value_and_grad(f, has_aux=True))(S) for f in (lambda w: objective(w, seeking), expected))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12), found, wanted)
+    assert seeking.needs_teacher and seeking.reads is None and plain.reads is not None
 
 
 # --- two stages ---------------------------------------------------------------------------------------------------------

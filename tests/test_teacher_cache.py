@@ -93,6 +93,15 @@ def test_a_stage_that_needs_the_hints_derivative_runs_live_and_the_other_from_th
     assert chosen(teacher, **edits | {"method__through_teacher": False}).reads == Reads(hidden=("stage2",))
 
 
+def test_what_the_teacher_says_at_boundary_views_cannot_be_recorded(teacher):
+    edits = {"method__name": "kd", "method__boundary_radius": 0.1, "train__steps": 1000}
+    assert chosen(teacher, **edits).reads is None
+    with pytest.raises(UsageError, match="the objective needs more of the teacher than can be recorded; use --cache.mode off"):
+        chosen(teacher, cache__mode="on", **edits)
+    # A first stage has no such views.
+    assert chosen(teacher, **edits | {"method__name": "fitnet"}).reads == Reads(hidden=("stage2",))
+
+
 def test_off_is_off_and_labels_need_no_record(teacher):
     assert chosen(teacher, method__name="wdkd", train__steps=1000, cache__mode="off").reads is None
     for mode in ("auto", "on"):

@@ -74,6 +74,7 @@ def test_what_it_cannot_be_is_said_with_what_it_may_be(place, given, words):
         ),
         ("code:f", {"method__name": "ab"}, "method 'ab' matches hidden features"),
         ("a.npz", {"method__name": "sobolev"}, "it has no input Jacobian for method 'sobolev'"),
+        ("a.npz", {"method__name": "kd", "method__boundary_radius": 0.1}, "and where images would move to nothing is known"),
         ("a.csv", {"method__name": "kd", "augment__name": "flip_crop"}, "augment.name is 'flip_crop', and of other views nothing is known"),
         ("a.npz", {"method__name": "kd", "teacher_input__layout": "nhwc"}, "teacher_input.layout is given, but teacher a.npz is a file of"),
         (

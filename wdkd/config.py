@@ -132,6 +132,9 @@ class MethodConfig:
     """Normalisation in ab's connectors (Heo et al.: batch)."""
     sobolev_weight: float = 0.1
     """Weight of the Jacobian-matching term in sobolev."""
+    boundary_radius: float = _added(0.0, 0.0)
+    """Furthest that images are moved, in units of pixels in [0, 1], to where the teacher is undecided between two classes; the last
+    stage learns its outputs there too. 0: they are not. The teacher runs in every step."""
 
     @property
     def radius(self) -> float:
@@ -141,8 +144,13 @@ class MethodConfig:
     def check(self) -> None:
         require_name("method.name", self.name)
         require(math.isfinite(self.temperature) and self.temperature > 0, "method.temperature", self.temperature, "finite and above 0")
-        for name in ("epsilon", "pretrain_epsilon", "sobolev_weight"):
+        for name in ("epsilon", "pretrain_epsilon", "sobolev_weight", "boundary_radius"):
             require_number(f"method.{name}", getattr(self, name), MAX_RADIUS)
+        if self.boundary_radius > 0 and "ce" in (self.name, self.loss):
+            raise UsageError(
+                f"method.boundary_radius is {self.boundary_radius}: it moves images to where the teacher's outputs are learned, and method "
+                f"{self.name!r} with loss 'ce' learns labels; use --method.boundary-radius 0, or another method and --method.loss kl"
+            )
         require(math.isfinite(self.ab_margin) and self.ab_margin > 0, "method.ab_margin", self.ab_margin, "finite and above 0")
         require(0 < self.pretrain_fraction < 1, "method.pretrain_fraction", self.pretrain_fraction, "between 0 and 1, both excluded")
 

@@ -6,7 +6,8 @@ For a ball of radius epsilon in the ground metric ||.||, to first order in epsil
 
 with ||.||_* the dual norm and `mean` for the W_infinity ball (Eq. 2 of Kong, Guo, You, Xu, AAAI 2020), `rms` for the W_2 ball,
 `max` for the nearest that a batch gets to the supremum in the W_1 (Lipschitz) bound. The true worst case can lie above it: the
-examples' gradients stand in for those of all x. Nothing here knows of networks, or of devices.
+examples' gradients stand in for those of all x. `toward_boundary` follows a classifier's own input gradients to where it changes
+its mind. Nothing here knows of networks, or of devices.
 """
 
 import math
@@ -131,6 +132,44 @@ def worst_case(
     loss = jnp.mean(_at_least_float32(values))
     gradient_norm = _AGGREGATES[aggregate](all_examples(dual_norm(gradients, ground_norm)))
     return loss + epsilon * gradient_norm, WorstCaseAux(loss=loss, gradient_norm=gradient_norm, aux=aux)
+
+
+def toward_boundary(logits: Callable[[Array], Array], x: Array, keys: Array, radius: float, steps: int = 3) -> Array:
+    """Each image moved to where a classifier is undecided between its class a and another, b, or as near to it as it may go.
+
+    From x_i, `steps` steps of Newton's method along the gradient of the margin m = z_a - z_b of the logits (Moosavi-Dezfooli, Fawzi,
+    Frossard 2016, DeepFool), none longer than the ball is wide:
+
+        x <- P(x - m(x) g / ||g||^2),    g = grad_x m(x),    P: into the Euclidean ball of `radius` around x_i, then into [0, 1]
+
+    The class b is drawn by the classifier's probabilities of all but a, as Heo et al. 2019 (boundary supporting samples) do. An image
+    whose margin has no gradient stays. No derivative goes through it.
+
+    Args:
+      logits: x -> (B, classes), each row a function of its own image alone; two classes or more.
+      x: (B, ...), in pixels of [0, 1].
+      keys: one random key per example (B,), which draws b.
+      radius: the furthest that an image is moved, above 0, in pixel units.
+      steps: how often the classifier is differentiated.
+
+    Returns:
+      Images like x.
+    """
+    said = logits(x)
+    own = jax.nn.one_hot(jnp.argmax(said, -1), said.shape[-1], dtype=bool)
+    other = jax.vmap(jax.random.categorical)(keys, jnp.where(own, -jnp.inf, said))
+    sides = own.astype(x.dtype) - jax.nn.one_hot(other, said.shape[-1], dtype=x.dtype)
+    origin, tiny = x.reshape(len(x), -1), jnp.finfo(x.dtype).tiny
+    moved = origin
+    for _ in range(steps):
+        margins, gradients = value_and_input_gradient(lambda flat: (logits(flat.reshape(x.shape)) * sides).sum(-1), moved)
+        lengths = jnp.maximum(_euclidean_norm(gradients), tiny)
+        # Where the margin hardly changes, Newton's step leads arbitrarily far.
+        distances = jnp.clip(margins / lengths, -2 * radius, 2 * radius)
+        away = moved - origin - (distances / lengths)[:, None] * gradients
+        shares = jnp.minimum(1, radius / jnp.maximum(_euclidean_norm(away), tiny))
+        moved = jnp.clip(origin + shares[:, None] * away, 0, 1)
+    return jax.lax.stop_gradient(moved.reshape(x.shape))
 
 
 def _euclidean_norm(vectors: Array) -> Array:

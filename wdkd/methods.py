@@ -13,7 +13,7 @@ from flax import struct
 from wdkd import losses
 from wdkd.config import MethodConfig
 from wdkd.errors import UsageError, unknown
-from wdkd.input_gradients import value_and_input_gradient, worst_case
+from wdkd.input_gradients import toward_boundary, value_and_input_gradient, worst_case
 from wdkd.models import STAGES, Norm, Outputs
 
 Array = jax.Array
@@ -156,6 +156,25 @@ def with_jacobian_matching(objective: Objective, weight: float, *, differentiate
     return combined
 
 
+def with_boundary_views(objective: Objective, per_example: PerExample, radius: float) -> Objective:
+    """Adds the mean loss at images moved by at most `radius` to where the teacher is undecided (`input_gradients.toward_boundary`).
+
+    Boundary supporting samples (Heo et al. 2019), found by Newton's method. The batch's own images alone give the statistics of batch
+    normalisation, and the loss that is reported.
+    """
+
+    def combined(see: See, batch: Batch, all_examples: AllExamples) -> tuple[Array, ObjectiveAux]:
+        def teacher_logits(x: Array) -> Array:
+            return see(x, True)[0].teacher.logits
+
+        keys = jax.vmap(functools.partial(jax.random.fold_in, data=1))(batch.keys)
+        moved, _ = see(toward_boundary(teacher_logits, batch.x, keys, radius), False)
+        value, aux = objective(see, batch, all_examples)
+        return value + per_example(moved).mean(), aux
+
+    return combined
+
+
 def _unit_vector(key: Array, size: int) -> Array:
     vector = jax.random.normal(key, (size,))
     return vector / jnp.linalg.norm(vector)
@@ -196,7 +215,16 @@ def output_stage(config: MethodConfig) -> Stage:
     """Match the outputs (or the labels, with loss `ce`), in the worst case over a ball of `config.radius`."""
     # Forward, backward to the input gradient, and through that once more for its derivative.
     reads = Reads(jacobian=True, passes=3) if config.radius > 0 and config.through_teacher else Reads()
-    return Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce", reads=reads)
+    stage = Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce", reads=reads)
+    return seeking_boundaries(stage, config)
+
+
+def seeking_boundaries(stage: Stage, config: MethodConfig) -> Stage:
+    """The stage at boundary views too, with `config.boundary_radius`. What the teacher says there is not known ahead."""
+    if config.boundary_radius == 0:
+        return stage
+    objective = with_boundary_views(stage.objective, output_loss(config), config.boundary_radius)
+    return dataclasses.replace(stage, objective=objective, reads=None)
 
 
 def label_stage(config: MethodConfig) -> Stage:
@@ -206,9 +234,10 @@ def label_stage(config: MethodConfig) -> Stage:
 
 def sobolev_stage(config: MethodConfig) -> Stage:
     """Match outputs and input Jacobians."""
-    stage = output_stage(config)
+    stage = output_stage(dataclasses.replace(config, boundary_radius=0.0))
     matching = with_jacobian_matching(stage.objective, config.sobolev_weight, differentiates=config.radius > 0)
-    return dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=Reads(jacobian=True, passes=max(2, stage.reads.passes)))
+    reads = Reads(jacobian=True, passes=max(2, stage.reads.passes))
+    return seeking_boundaries(dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=reads), config)
 
 
 def hint_stage(config: MethodConfig) -> Stage:

@@ -92,5 +92,10 @@ def _check_outputs_alone(config: Config) -> None:
     what = f"teacher {shown(config.teacher, 200)} is a file of outputs, one row for each image as it is"
     if config.method.name == "sobolev":
         raise UsageError(f"{what}: it has no input Jacobian for method 'sobolev' to match; use --method.name kd or wdkd")
+    if config.method.boundary_radius > 0:
+        raise UsageError(
+            f"{what}; method.boundary_radius is {config.method.boundary_radius}, and where images would move to nothing is known: "
+            "use --method.boundary-radius 0"
+        )
     if config.augment.name != "none":
         raise UsageError(f"{what}; augment.name is {config.augment.name!r}, and of other views nothing is known: use --augment.name none")
