@@ -215,16 +215,7 @@ def output_stage(config: MethodConfig) -> Stage:
     """Match the outputs (or the labels, with loss `ce`), in the worst case over a ball of `config.radius`."""
     # Forward, backward to the input gradient, and through that once more for its derivative.
     reads = Reads(jacobian=True, passes=3) if config.radius > 0 and config.through_teacher else Reads()
-    stage = Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce", reads=reads)
-    return seeking_boundaries(stage, config)
-
-
-def seeking_boundaries(stage: Stage, config: MethodConfig) -> Stage:
-    """The stage at boundary views too, with `config.boundary_radius`. What the teacher says there is not known ahead."""
-    if config.boundary_radius == 0:
-        return stage
-    objective = with_boundary_views(stage.objective, output_loss(config), config.boundary_radius)
-    return dataclasses.replace(stage, objective=objective, reads=None)
+    return Stage("outputs", robust(output_loss(config), config, config.radius), needs_teacher=config.loss != "ce", reads=reads)
 
 
 def label_stage(config: MethodConfig) -> Stage:
@@ -234,10 +225,9 @@ def label_stage(config: MethodConfig) -> Stage:
 
 def sobolev_stage(config: MethodConfig) -> Stage:
     """Match outputs and input Jacobians."""
-    stage = output_stage(dataclasses.replace(config, boundary_radius=0.0))
+    stage = output_stage(config)
     matching = with_jacobian_matching(stage.objective, config.sobolev_weight, differentiates=config.radius > 0)
-    reads = Reads(jacobian=True, passes=max(2, stage.reads.passes))
-    return seeking_boundaries(dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=reads), config)
+    return dataclasses.replace(stage, objective=matching, needs_teacher=True, reads=Reads(jacobian=True, passes=max(2, stage.reads.passes)))
 
 
 def hint_stage(config: MethodConfig) -> Stage:
@@ -282,7 +272,16 @@ def create_stages(config: MethodConfig) -> tuple[Stage, ...]:
     """The stages of the method that `config` names. Raises UsageError for one that is not in `METHODS`."""
     if config.name not in METHODS:
         raise unknown("method", config.name, METHODS)
-    return METHODS[config.name](config)
+    *first, last = METHODS[config.name](config)
+    return (*first, seeking_boundaries(last, config))
+
+
+def seeking_boundaries(stage: Stage, config: MethodConfig) -> Stage:
+    """The stage at boundary views too, with `config.boundary_radius`. What the teacher says there is not known ahead."""
+    if config.boundary_radius == 0:
+        return stage
+    objective = with_boundary_views(stage.objective, output_loss(config), config.boundary_radius)
+    return dataclasses.replace(stage, objective=objective, reads=None)
 
 
 def stage_ends(stages: tuple[Stage, ...], steps: int) -> tuple[int, ...]:
