@@ -204,10 +204,11 @@ def chosen_table(found: Sequence[Study]) -> Table:
 
 def trial_blocks(study: Study) -> list[str | Bullets | Table]:
     """All trials of a study, and what each option did."""
-    if not study.names:
-        return [f"One combination: {accuracy_cell(study.chosen).text}."]
     paired = any(trial.gain is not None and trial.gain.low is not None for trial in study.trials)
     column, note = (["gain"], [GAIN]) if paired else ([], [])
+    if not study.names:
+        gain = f", gain {study.chosen.gain}" if paired else ""
+        return [f"One combination: {accuracy_cell(study.chosen).text}{gain}.", *note]
     rows = []
     for trial in study.trials:
         best = trial is study.chosen
